@@ -1,0 +1,211 @@
+"""Every check of arguments and its message: the argument, the rule, what was received, the way out.
+
+Checks of shapes, types and options run everywhere. Checks of values (labels, weights) run where
+looking at them is free: on the CPU, in eager mode. On an accelerator they would force a
+synchronisation, in a compiled graph a break, so they are left to the kernels there.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def describe(value: object) -> str:
+    """Shape, dtype and device of a tensor; the type and value of anything else."""
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def values_visible(value: Tensor) -> bool:
+    """Whether looking at the values costs nothing: eager, on the CPU, outside ``torch.func``."""
+    return (
+        not torch.compiler.is_compiling()
+        and value.device.type == "cpu"
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def check_tensor(value: object, name: str) -> Tensor:
+    """A tensor of any kind."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
+    return value
+
+
+def check_floating(value: object, name: str) -> Tensor:
+    """A real floating-point tensor."""
+    tensor = check_tensor(value, name)
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be a real floating-point tensor, got {describe(tensor)}; "
+            f"convert it first, for example {name}.float()"
+        )
+    return tensor
+
+
+def check_samples(value: object, name: str) -> Tensor:
+    """Samples ``(*, N, D)`` with at least one row and one feature."""
+    x = check_floating(value, name)
+    if x.ndim < 2:
+        hint = f"; one-dimensional samples are {name}.unsqueeze(-1)" if x.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape (*, N, D), got {describe(x)}{hint}")
+    if x.shape[-2] == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must hold at least one sample and one feature, got {describe(x)}")
+    return x
+
+
+def check_frequencies(value: object, batch: tuple[int, ...], dim: int, device: torch.device) -> Tensor:
+    """Frequencies ``(F, D)`` or ``(*, F, D)`` for samples with batch shape ``*``."""
+    t = check_floating(value, "t")
+    if t.ndim < 2 or t.shape[-1] != dim or (t.ndim > 2 and tuple(t.shape[:-2]) != batch):
+        wanted = f"(F, {dim})"
+        if batch:
+            wanted += f" or {(*batch, 'F', dim)}".replace("'", "")
+        raise ValueError(f"t must have shape {wanted} to match the samples, got {describe(t)}")
+    if t.shape[-2] == 0:
+        raise ValueError(f"t must hold at least one frequency, got {describe(t)}")
+    check_device(t, "t", device)
+    return t
+
+
+def check_device(value: Tensor, name: str, device: torch.device) -> None:
+    """On the device of the samples."""
+    if value.device != device:
+        raise ValueError(
+            f"{name} must be on {device} like the samples, got {value.device}; "
+            f"move it with {name}.to({str(device)!r})"
+        )
+
+
+def check_weights(value: object, name: str, x: Tensor) -> Tensor:
+    """Non-negative weights ``(*, N)``, not all zero."""
+    w = check_floating(value, name)
+    if w.shape != x.shape[:-1]:
+        raise ValueError(
+            f"{name} must have shape {tuple(x.shape[:-1])}, one weight a sample, got {describe(w)}"
+        )
+    check_device(w, name, x.device)
+    if values_visible(w):
+        if bool((w < 0).any()):
+            raise ValueError(f"{name} must be non-negative, got a minimum of {w.min().item():g}")
+        if bool((w == 0).all(-1).any()):
+            raise ValueError(f"{name} must not be all zero: at least one sample has to count")
+    return w
+
+
+def check_num_groups(value: object) -> int:
+    """A positive count of groups."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"num_groups must be an int, got {describe(value)}")
+    if value < 1:
+        raise ValueError(f"num_groups must be at least 1, got {value}")
+    return value  # type: ignore[return-value]  # a SymInt stands for an int while tracing
+
+
+def check_groups(value: object, num_groups: object, name: str, x: Tensor) -> tuple[Tensor, int]:
+    """Labels ``(N,)`` in ``[0, num_groups)`` for samples ``(N, D)``; returned as int64."""
+    groups = check_tensor(value, name)
+    if num_groups is None:
+        raise ValueError(f"{name} needs num_groups, the number of groups; it is never guessed")
+    count = check_num_groups(num_groups)
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integer labels, got {describe(groups)}")
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name} needs samples of shape (N, D), got {describe(x)}; "
+            "flatten the batch and number its groups instead"
+        )
+    if groups.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape {tuple(x.shape[:1])}, one label a sample, got {describe(groups)}"
+        )
+    check_device(groups, name, x.device)
+    if values_visible(groups):
+        low, high = (int(v) for v in torch.aminmax(groups))
+        if low < 0 or high >= count:
+            raise ValueError(
+                f"{name} must lie in [0, num_groups = {count}), got labels from {low} to {high}"
+            )
+    return groups.long(), count
+
+
+def check_alpha(value: object) -> float:
+    """The weight of the amplitude term, a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"alpha must be a number in [0, 1], got {describe(value)}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"alpha must be in [0, 1] (1 is amplitude only), got {value}")
+    return float(value)
+
+
+def check_reduction(value: object) -> str:
+    """One of ``REDUCTIONS``."""
+    if not isinstance(value, str):
+        raise TypeError(f"reduction must be one of {REDUCTIONS}, got {describe(value)}")
+    if value not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {value!r}")
+    return value
+
+
+def check_flag(value: object, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")
+    return value
+
+
+def check_count(value: object, name: str) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {describe(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def check_chunk_size(value: object) -> int | None:
+    """Rows held at once: a positive int, or None."""
+    return None if value is None else check_count(value, "chunk_size")
+
+
+def check_unbiased(unbiased: bool, squared: bool, alpha: float) -> None:
+    """The U-statistic exists for the squared, evenly weighted form only."""
+    if unbiased and not squared:
+        raise ValueError(
+            "unbiased=True needs squared=True: the U-statistic can be negative and has no root"
+        )
+    if unbiased and alpha != 0.5:
+        raise ValueError(
+            f"unbiased=True needs alpha=0.5, got {alpha}: only ½|φx - φy|² has a U-statistic here"
+        )
+
+
+def check_positive(value: object, name: str) -> float:
+    """A positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a positive number, got {describe(value)}")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return number
+
+
+def check_generator(generator: Any, device: torch.device) -> None:
+    """A generator on the module's device, or on the CPU (drawn there, then moved)."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {describe(generator)}")
+    if generator.device.type not in ("cpu", device.type):
+        raise ValueError(
+            f"generator must be on {device} or on the CPU, got one on {generator.device}"
+        )

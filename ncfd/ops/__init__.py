@@ -1,0 +1,12 @@
+"""The sums behind every characteristic function: per frequency and group, Σ cos and Σ sin.
+
+A characteristic function is a mean, so everything in the package rests on these two sums and a
+weight, and they add: over chunks, groups, batches and processes. This is the one place that takes
+the cosine of a phase.
+"""
+
+from ncfd.ops._operator import sums
+from ncfd.ops._pairs import PAIR_BYTES, kernel_sums
+from ncfd.ops._phases import BLOCK_BYTES, KEEP_BYTES, features
+
+__all__ = ["BLOCK_BYTES", "KEEP_BYTES", "PAIR_BYTES", "features", "kernel_sums", "sums"]

@@ -1,0 +1,314 @@
+"""The custom operator ``ncfd::cf_sums``: its fake, autograd, second-order and vmap rules.
+
+Eager PyTorch, ``torch.compile``, ``torch.export`` and ``torch.func`` all see one opaque operator,
+so the phases are formed the same way everywhere: once, in float32 or better, autocast or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncfd.ops import _phases
+
+
+def sums(
+    x: Tensor,
+    t: Tensor,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    num_groups: int = 1,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``(Σ_n w_n cos⟨t, x_n⟩, Σ_n w_n sin⟨t, x_n⟩)`` for each group, each ``(B, G, F)``.
+
+    Args:
+        x: samples ``(B, N, D)``, float32 or float64.
+        t: frequencies ``(1, F, D)`` shared by all batches, or ``(B, F, D)``; dtype of ``x``.
+        weights: ``(B, N)`` or None for ones; dtype of ``x``.
+        groups: labels ``(B, N)``, int64 in ``[0, num_groups)``, or None for one group.
+        num_groups: G.
+        chunk_size: rows whose phases are held at once; None chooses by ``BLOCK_BYTES``, and keeps
+            all phases for the backward when ``KEEP_BYTES`` allows.
+
+    Differentiable twice in ``x``, ``t`` and ``weights``.
+    """
+    wants_grad = torch.is_grad_enabled() and (
+        x.requires_grad or t.requires_grad or (weights is not None and weights.requires_grad)
+    )
+    keep = chunk_size is None and wants_grad and _phases.keeps_phases(x, t)
+    # Two doors to the same rules: dynamo takes the operator but not a Function whose backward is
+    # another one; torch.func takes the Function but not an operator with registered autograd.
+    apply = cf_sums if torch.compiler.is_compiling() else _Sums.apply
+    cos_sum, sin_sum, _ = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)
+    return cos_sum, sin_sum
+
+
+@torch.library.custom_op("ncfd::cf_sums", mutates_args=())
+def cf_sums(
+    x: Tensor,
+    t: Tensor,
+    weights: Tensor | None,
+    groups: Tensor | None,
+    num_groups: int,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums ``(B, G, F)`` twice, and the phases ``(B, N, F)`` if ``keep`` (else an empty tensor)."""
+    if groups is not None and groups.device.type == "cpu" and groups.numel() > 0:
+        # Compiled and vmapped callers reach only this check; eager ones were told the argument.
+        low, high = torch.aminmax(groups)
+        if low < 0 or high >= num_groups:
+            raise ValueError(
+                f"group labels must lie in [0, num_groups = {num_groups}), "
+                f"got values from {int(low)} to {int(high)}"
+            )
+    return _phases.forward(x, t, weights, groups, num_groups, chunk, keep)
+
+
+@cf_sums.register_fake
+def _cf_sums_fake(
+    x: Tensor,
+    t: Tensor,
+    weights: Tensor | None,  # noqa: ARG001 - the rules share the operator's signature
+    groups: Tensor | None,  # noqa: ARG001
+    num_groups: int,
+    chunk: int,  # noqa: ARG001
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, rows, _ = x.shape
+    num_freqs = t.shape[1]
+    sums = x.new_empty(batch, num_groups, num_freqs)
+    return sums, torch.empty_like(sums), x.new_empty((batch, rows, num_freqs) if keep else (0,))
+
+
+@torch.library.custom_op("ncfd::cf_sums_backward", mutates_args=())
+def cf_sums_backward(
+    grad_cos: Tensor,
+    grad_sin: Tensor,
+    x: Tensor,
+    t: Tensor,
+    weights: Tensor | None,
+    groups: Tensor | None,
+    kept: Tensor,
+    chunk: int,
+    need_x: bool,
+    need_t: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for ``x``, ``t`` and ``weights``; an empty tensor where not needed."""
+    return _phases.backward(
+        grad_cos, grad_sin, x, t, weights, groups, kept, chunk, need_x, need_t, need_w
+    )
+
+
+@cf_sums_backward.register_fake
+def _cf_sums_backward_fake(
+    grad_cos: Tensor,  # noqa: ARG001
+    grad_sin: Tensor,  # noqa: ARG001
+    x: Tensor,
+    t: Tensor,
+    weights: Tensor | None,  # noqa: ARG001
+    groups: Tensor | None,  # noqa: ARG001
+    kept: Tensor,  # noqa: ARG001
+    chunk: int,  # noqa: ARG001
+    need_x: bool,
+    need_t: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if need_x else (0,)),
+        t.new_empty(t.shape if need_t else (0,)),
+        x.new_empty(x.shape[:2] if need_w else (0,)),
+    )
+
+
+def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, t, weights, groups, _, chunk, _ = inputs
+    cos_sum, _, kept = output
+    ctx.save_for_backward(x, t, weights, groups, kept)
+    ctx.chunk = chunk
+    ctx.sums_shape = cos_sum.shape
+    # The kept phases never receive a gradient; without this a zero (B, N, F) would be made for it.
+    ctx.set_materialize_grads(False)
+
+
+def _backward_sums(
+    ctx: Any, grad_cos: Tensor | None, grad_sin: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, t, weights, groups, kept = ctx.saved_tensors
+    nothing = (None,) * 7
+    if grad_cos is None and grad_sin is None:
+        return nothing
+    grad_cos = x.new_zeros(ctx.sums_shape) if grad_cos is None else grad_cos
+    grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
+    need_x, need_t, need_w = ctx.needs_input_grad[:3]
+    apply = cf_sums_backward if torch.compiler.is_compiling() else _SumsBackward.apply
+    grad_x, grad_t, grad_w = apply(
+        grad_cos, grad_sin, x, t, weights, groups, kept, ctx.chunk, need_x, need_t, need_w
+    )
+    return (
+        grad_x if need_x else None,
+        grad_t if need_t else None,
+        grad_w if need_w else None,
+        *nothing[3:],
+    )
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:6])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_backward(
+    ctx: Any, u_x: Tensor | None, u_t: Tensor | None, u_w: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Second order, in plain differentiable operations, so that any higher order follows.
+
+    With ``e = w (b cos θ - a sin θ)`` the first backward is ``dx = e t``, ``dt = eᵀ x``,
+    ``dw = Σ_f (a cos θ + b sin θ)``; this is the gradient of ``⟨u_x, dx⟩ + ⟨u_t, dt⟩ + ⟨u_w, dw⟩``.
+    Used by gradient penalties on small batches: phases are whole, not in blocks.
+    """
+    grad_cos, grad_sin, x, t, weights, groups = ctx.saved_tensors
+    with torch.autocast(x.device.type, enabled=False):
+        batch, num_groups, num_freqs = grad_cos.shape
+        rows = x.shape[1]
+        theta = torch.matmul(x, t.transpose(1, 2))  # (B, N, F)
+        cos, sin = torch.cos(theta), torch.sin(theta)
+        if groups is None:
+            a, b = grad_cos, grad_sin  # (B, 1, F)
+        else:
+            index = groups.unsqueeze(2).expand(batch, rows, num_freqs)
+            a, b = grad_cos.gather(1, index), grad_sin.gather(1, index)
+        w = 1.0 if weights is None else weights.unsqueeze(2)
+        slope = b * cos - a * sin
+        # p = ∂⟨u, first backward⟩ / ∂e
+        p = torch.zeros_like(theta)
+        if u_x is not None:
+            p = p + torch.matmul(u_x, t.transpose(1, 2))
+        if u_t is not None:
+            p = p + torch.matmul(x, u_t.transpose(1, 2))
+        per_cos, per_sin = -sin * w * p, cos * w * p
+        q = -(a * cos + b * sin) * w * p
+        if u_w is not None:
+            uw = u_w.unsqueeze(2)
+            per_cos, per_sin, q = per_cos + uw * cos, per_sin + uw * sin, q + uw * slope
+        if groups is None:
+            out_cos, out_sin = per_cos.sum(1, keepdim=True), per_sin.sum(1, keepdim=True)
+        else:
+            zeros = torch.zeros_like(grad_cos)
+            out_cos = zeros.scatter_add(1, index, per_cos)
+            out_sin = zeros.scatter_add(1, index, per_sin)
+        e = w * slope
+        out_x = torch.matmul(q, t)
+        out_t = torch.matmul(q.transpose(1, 2), x)
+        if u_t is not None:
+            out_x = out_x + torch.matmul(e, u_t)
+        if u_x is not None:
+            out_t = out_t + torch.matmul(e.transpose(1, 2), u_x)
+        if t.shape[0] == 1:
+            out_t = out_t.sum(0, keepdim=True)
+        out_w = None if weights is None else (slope * p).sum(2)
+    return out_cos, out_sin, out_x, out_t, out_w, None, None, None, None, None, None
+
+
+def _fold(value: Any, dim: int | None, size: int, batch: int) -> Any:
+    """Move a vmapped dimension into the folded batch: ``-> (size * batch, ...)``."""
+    if value is None:
+        return None
+    value = value.unsqueeze(0).expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    value = value.expand(size, batch, *value.shape[2:])
+    return value.reshape(size * batch, *value.shape[2:])
+
+
+def _batch_of(x: Tensor, dim: int | None) -> int:
+    return x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
+
+
+def _fold_t(t: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+    # Shared frequencies stay shared: one product instead of one per batch entry.
+    return t if dim is None and t.shape[0] == 1 else _fold(t, dim, size, batch)
+
+
+def _cf_sums_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    x, t, weights, groups, num_groups, chunk, keep = args
+    size, batch = info.batch_size, _batch_of(x, in_dims[0])
+    outputs = cf_sums(
+        _fold(x, in_dims[0], size, batch),
+        _fold_t(t, in_dims[1], size, batch),
+        _fold(weights, in_dims[2], size, batch),
+        _fold(groups, in_dims[3], size, batch),
+        num_groups,
+        chunk,
+        keep,
+    )
+    cos_sum, sin_sum, kept = outputs
+    unfold = [s.view(size, batch, *s.shape[1:]) for s in (cos_sum, sin_sum)]
+    if keep:
+        return (*unfold, kept.view(size, batch, *kept.shape[1:])), (0, 0, 0)
+    return (*unfold, kept), (0, 0, None)
+
+
+def _cf_sums_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    grad_cos, grad_sin, x, t, weights, groups, kept, chunk, need_x, need_t, need_w = args
+    size, batch = info.batch_size, _batch_of(x, in_dims[2])
+    # Unlike the forward, a gradient for shared frequencies differs per vmapped entry.
+    folded_t = _fold(t, in_dims[3], size, batch) if need_t else _fold_t(t, in_dims[3], size, batch)
+    empty = kept.numel() == 0
+    outputs = cf_sums_backward(
+        _fold(grad_cos, in_dims[0], size, batch),
+        _fold(grad_sin, in_dims[1], size, batch),
+        _fold(x, in_dims[2], size, batch),
+        folded_t,
+        _fold(weights, in_dims[4], size, batch),
+        _fold(groups, in_dims[5], size, batch),
+        kept.reshape(-1)[:0] if empty else _fold(kept, in_dims[6], size, batch),
+        chunk,
+        need_x,
+        need_t,
+        need_w,
+    )
+    results, dims = [], []
+    t_batch = t.shape[0] if in_dims[3] is None else t.movedim(in_dims[3], 0).shape[1]
+    for position, (value, needed) in enumerate(
+        zip(outputs, (need_x, need_t, need_w), strict=True)
+    ):
+        if not needed:
+            results.append(value)
+            dims.append(None)
+            continue
+        value = value.view(size, batch, *value.shape[1:])
+        if position == 1 and t_batch == 1 and batch > 1:
+            value = value.sum(1, keepdim=True)
+        results.append(value)
+        dims.append(0)
+    return tuple(results), tuple(dims)
+
+
+class _Sums(torch.autograd.Function):
+    """``cf_sums`` with its rules in the form that ``torch.func`` composes."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return cf_sums(*args)
+
+    setup_context = staticmethod(_setup_sums)
+    backward = staticmethod(_backward_sums)
+    vmap = staticmethod(_cf_sums_vmap)
+
+
+class _SumsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return cf_sums_backward(*args)
+
+    setup_context = staticmethod(_setup_backward)
+    backward = staticmethod(_backward_backward)
+    vmap = staticmethod(_cf_sums_backward_vmap)
+
+
+# The operators carry the same autograd rules, for compiled and exported graphs.
+cf_sums.register_autograd(_backward_sums, setup_context=_setup_sums)
+cf_sums_backward.register_autograd(_backward_backward, setup_context=_setup_backward)

@@ -1,0 +1,219 @@
+"""Eager kernels: phases formed once, block by block, and turned into sums or gradients.
+
+Letters: B batch (folded), N samples, D features, F frequencies, G groups. Every kernel takes
+``x (B, N, D)``, ``t (1 or B, F, D)``, ``w (B, N) | None``, ``groups (B, N) int64 | None``, all
+floating tensors of one dtype (float32 or float64), and runs without autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+#: Phases are kept from forward to backward when they take at most this many bytes on each side;
+#: beyond it they are formed again in the backward, block by block. The one memory budget.
+KEEP_BYTES = 256 * 2**20
+
+#: Bytes of one block of phases. On the CPU a block and its cosine should stay in a core's cache
+#: while the product is cheap (small D); where the product dominates, longer blocks use it better.
+BLOCK_BYTES = {"cpu_small_dim": 2**20, "cpu_large_dim": 2**25, "accelerator": 2**28}
+
+# Below this many features, forming a phase again costs less than writing it out and reading it.
+_CHEAP_DIM = 192
+# Up to this many groups a product with the indicator matrix beats scattered additions on the CPU.
+_INDICATOR_GROUPS = 64
+
+
+def keeps_phases(x: Tensor, t: Tensor) -> bool:
+    """Whether the backward reuses the forward's phases (large D and within ``KEEP_BYTES``)."""
+    batch, rows, dim = x.shape
+    if x.device.type == "cpu" and dim < _CHEAP_DIM:
+        return False
+    return batch * rows * t.shape[1] * x.element_size() <= KEEP_BYTES
+
+
+def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
+    """Rows of one block of phases: the caller's choice, or what ``BLOCK_BYTES`` allows."""
+    if chunk > 0:
+        return chunk
+    if x.device.type != "cpu":
+        block = BLOCK_BYTES["accelerator"]
+    elif x.shape[2] < _CHEAP_DIM:
+        block = BLOCK_BYTES["cpu_small_dim"]
+    else:
+        block = BLOCK_BYTES["cpu_large_dim"]
+    return max(1, block // (t.shape[1] * x.element_size()))
+
+
+def _blocks(batch: int, rows: int, limit: int) -> Iterator[tuple[slice, slice]]:
+    """Cut ``(batch, rows)`` into rectangles of at most ``limit`` rows: whole batches if they fit."""
+    if rows > limit:
+        for b in range(batch):
+            for n in range(0, rows, limit):
+                yield slice(b, b + 1), slice(n, min(n + limit, rows))
+    else:
+        step = max(1, limit // max(rows, 1))
+        for b in range(0, batch, step):
+            yield slice(b, min(b + step, batch)), slice(0, rows)
+
+
+def _autocast_off(device: torch.device) -> torch.autocast:
+    # Under autocast the product would run in half precision: phases would be 0.2 % wrong.
+    return torch.autocast(device.type, enabled=False)
+
+
+def phases(x: Tensor, t: Tensor, out: Tensor | None = None) -> Tensor:
+    """``⟨t, x⟩``: ``x (b, n, D)``, ``t (1 or b, F, D)`` -> ``(b, n, F)``."""
+    b, n, dim = x.shape
+    if t.shape[0] == 1:
+        flat = None if out is None else out.view(b * n, -1)
+        return torch.mm(x.reshape(b * n, dim), t[0].T, out=flat).view(b, n, -1)
+    return torch.bmm(x, t.transpose(1, 2), out=out)
+
+
+def features(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """``(cos⟨t, x⟩, sin⟨t, x⟩)`` before any summing: ``x (N, D)``, ``t (F, D)`` -> two ``(N, F)``.
+
+    For callers that add the same rows many times under different weights (a permutation test).
+    Differentiable by plain autograd; not bounded in memory: pass as many rows as should be held.
+    """
+    with _autocast_off(x.device):
+        theta = x @ t.T
+    return torch.cos(theta), torch.sin(theta)
+
+
+def _reduce(values: Tensor, w: Tensor | None, groups: Tensor | None, num_groups: int) -> Tensor:
+    """Weighted group sums of one block: ``values (b, n, F)`` -> ``(b, G, F)``."""
+    b, n, num_freqs = values.shape
+    on_cpu = values.device.type == "cpu"
+    if groups is None:
+        if w is None:
+            return values.sum(1, keepdim=True)
+        if on_cpu:
+            return torch.bmm(w.unsqueeze(1), values)
+        # No product here on an accelerator: TF32 would round the cosines to 11 bits.
+        return (values * w.unsqueeze(2)).sum(1, keepdim=True)
+    if on_cpu and num_groups <= _INDICATOR_GROUPS:
+        indicator = values.new_zeros(b, num_groups, n)
+        ones = values.new_ones(b, 1, n) if w is None else w.unsqueeze(1)
+        indicator.scatter_(1, groups.unsqueeze(1), ones)
+        return torch.bmm(indicator, values)
+    weighted = values if w is None else values * w.unsqueeze(2)
+    offset = torch.arange(b, device=groups.device).unsqueeze(1) * num_groups
+    sums = values.new_zeros(b * num_groups, num_freqs)
+    sums.index_add_(0, (groups + offset).reshape(-1), weighted.reshape(b * n, num_freqs))
+    return sums.view(b, num_groups, num_freqs)
+
+
+def forward(
+    x: Tensor,
+    t: Tensor,
+    w: Tensor | None,
+    groups: Tensor | None,
+    num_groups: int,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(Σ w cos, Σ w sin)``, each ``(B, G, F)``, and the phases ``(B, N, F)`` if kept, else empty."""
+    batch, rows, _ = x.shape
+    num_freqs = t.shape[1]
+    limit = _block_rows(x, t, chunk)
+    blocks = list(_blocks(batch, rows, limit))
+    # F numbers per group: adding many blocks in float64 costs nothing and loses nothing.
+    wide = x.dtype
+    if len(blocks) > 1 and x.device.type != "mps":
+        wide = torch.float64
+    cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
+    sin_sum = torch.zeros_like(cos_sum)
+    kept = x.new_empty((batch, rows, num_freqs) if keep else (0,))
+    with _autocast_off(x.device):
+        theta = trig = None
+        for b, n in blocks:
+            tb = t if t.shape[0] == 1 else t[b]
+            xb = x[b, n]
+            shape = (xb.shape[0], xb.shape[1], num_freqs)
+            if trig is None or trig.shape != shape:
+                trig = x.new_empty(shape)
+                theta = None if keep else x.new_empty(shape)
+            if keep and len(blocks) == 1:
+                theta = phases(xb, tb, out=kept)
+            elif keep:
+                theta = phases(xb, tb)
+                kept[b, n] = theta
+            else:
+                theta = phases(xb, tb, out=theta)
+            wb = None if w is None else w[b, n]
+            gb = None if groups is None else groups[b, n]
+            cos_sum[b] += _reduce(torch.cos(theta, out=trig), wb, gb, num_groups)
+            sin_sum[b] += _reduce(torch.sin(theta, out=trig), wb, gb, num_groups)
+    return cos_sum.to(x.dtype), sin_sum.to(x.dtype), kept
+
+
+def backward(
+    grad_cos: Tensor,
+    grad_sin: Tensor,
+    x: Tensor,
+    t: Tensor,
+    w: Tensor | None,
+    groups: Tensor | None,
+    kept: Tensor,
+    chunk: int,
+    need_x: bool,
+    need_t: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the sums for ``x``, ``t``, ``w`` (empty where not needed).
+
+    With ``a``, ``b`` the incoming gradients of Σ cos and Σ sin at a row's group,
+    ``∂/∂θ = w (b cos θ - a sin θ) = w R cos(θ + δ)`` and ``∂/∂w = Σ_f R sin(θ + δ)``, where
+    ``b = R cos δ`` and ``a = R sin δ``: one transcendental per phase instead of two.
+    """
+    batch, rows, dim = x.shape
+    num_freqs = t.shape[1]
+    num_groups = grad_cos.shape[1]
+    radius = torch.hypot(grad_cos, grad_sin)  # (B, G, F)
+    delta = torch.atan2(grad_cos, grad_sin)
+    grad_x = x.new_empty(x.shape if need_x else (0,))
+    grad_t = t.new_zeros(t.shape if need_t else (0,))
+    grad_w = x.new_empty((batch, rows) if need_w else (0,))
+    keep = kept.numel() > 0
+    with _autocast_off(x.device):
+        theta = turned = None
+        for b, n in _blocks(batch, rows, _block_rows(x, t, chunk)):
+            tb = t if t.shape[0] == 1 else t[b]
+            xb = x[b, n]
+            size, length = xb.shape[:2]
+            shape = (size, length, num_freqs)
+            if turned is None or turned.shape != shape:
+                turned = x.new_empty(shape)
+                theta = None if keep else x.new_empty(shape)
+            theta = kept[b, n] if keep else phases(xb, tb, out=theta)
+            if groups is None:
+                radius_row, delta_row = radius[b], delta[b]  # (b, 1, F), broadcast over rows
+            else:
+                offset = torch.arange(size, device=x.device).unsqueeze(1) * num_groups
+                index = (groups[b, n] + offset).reshape(-1)
+                radius_row = radius[b].reshape(-1, num_freqs).index_select(0, index).view(shape)
+                delta_row = delta[b].reshape(-1, num_freqs).index_select(0, index).view(shape)
+            torch.add(theta, delta_row, out=turned)
+            if need_w:
+                grad_w[b, n] = (torch.sin(turned) * radius_row).sum(2)
+            if not (need_x or need_t):
+                continue
+            grad_theta = turned.cos_().mul_(radius_row)
+            if w is not None:
+                grad_theta.mul_(w[b, n].unsqueeze(2))
+            flat = grad_theta.view(size * length, num_freqs)
+            if t.shape[0] == 1:
+                if need_x:
+                    grad_x[b, n] = torch.mm(flat, t[0]).view(size, length, dim)
+                if need_t:
+                    grad_t[0].addmm_(flat.T, xb.reshape(size * length, dim))
+            else:
+                if need_x:
+                    grad_x[b, n] = torch.bmm(grad_theta, tb)
+                if need_t:
+                    grad_t[b] += torch.bmm(grad_theta.transpose(1, 2), xb)
+    return grad_x, grad_t, grad_w
