@@ -1,3 +1,25 @@
 """Compare and match distributions through their characteristic functions."""
 
+from ncfd import distributions, functional
+from ncfd.frequencies import (
+    FrequencySampler,
+    GaussianFrequencies,
+    LaplaceFrequencies,
+    StudentTFrequencies,
+    UniformFrequencies,
+)
+from ncfd.loss import NCFDLoss
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "FrequencySampler",
+    "GaussianFrequencies",
+    "LaplaceFrequencies",
+    "NCFDLoss",
+    "StudentTFrequencies",
+    "UniformFrequencies",
+    "__version__",
+    "distributions",
+    "functional",
+]

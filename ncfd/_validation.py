@@ -63,7 +63,9 @@ def check_samples(value: object, name: str) -> Tensor:
     return x
 
 
-def check_frequencies(value: object, batch: tuple[int, ...], dim: int, device: torch.device) -> Tensor:
+def check_frequencies(
+    value: object, batch: tuple[int, ...], dim: int, device: torch.device
+) -> Tensor:
     """Frequencies ``(F, D)`` or ``(*, F, D)`` for samples with batch shape ``*``."""
     t = check_floating(value, "t")
     if t.ndim < 2 or t.shape[-1] != dim or (t.ndim > 2 and tuple(t.shape[:-2]) != batch):
@@ -126,7 +128,8 @@ def check_groups(value: object, num_groups: object, name: str, x: Tensor) -> tup
         )
     if groups.shape != x.shape[:1]:
         raise ValueError(
-            f"{name} must have shape {tuple(x.shape[:1])}, one label a sample, got {describe(groups)}"
+            f"{name} must have shape {tuple(x.shape[:1])}, one label a sample, "
+            f"got {describe(groups)}"
         )
     check_device(groups, name, x.device)
     if values_visible(groups):
@@ -142,7 +145,7 @@ def check_alpha(value: object) -> float:
     """The weight of the amplitude term, a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"alpha must be a number in [0, 1], got {describe(value)}")
-    if not 0.0 <= value <= 1.0:
+    if not 0.0 <= float(value) <= 1.0:
         raise ValueError(f"alpha must be in [0, 1] (1 is amplitude only), got {value}")
     return float(value)
 

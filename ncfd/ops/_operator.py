@@ -173,7 +173,7 @@ def _backward_backward(
     """
     grad_cos, grad_sin, x, t, weights, groups = ctx.saved_tensors
     with torch.autocast(x.device.type, enabled=False):
-        batch, num_groups, num_freqs = grad_cos.shape
+        batch, _, num_freqs = grad_cos.shape
         rows = x.shape[1]
         theta = torch.matmul(x, t.transpose(1, 2))  # (B, N, F)
         cos, sin = torch.cos(theta), torch.sin(theta)
@@ -270,11 +270,10 @@ def _cf_sums_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> t
         need_t,
         need_w,
     )
-    results, dims = [], []
+    results: list[Tensor] = []
+    dims: list[int | None] = []
     t_batch = t.shape[0] if in_dims[3] is None else t.movedim(in_dims[3], 0).shape[1]
-    for position, (value, needed) in enumerate(
-        zip(outputs, (need_x, need_t, need_w), strict=True)
-    ):
+    for position, (value, needed) in enumerate(zip(outputs, (need_x, need_t, need_w), strict=True)):
         if not needed:
             results.append(value)
             dims.append(None)
@@ -292,7 +291,8 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return cf_sums(*args)
+        result: tuple[Tensor, Tensor, Tensor] = cf_sums(*args)
+        return result
 
     setup_context = staticmethod(_setup_sums)
     backward = staticmethod(_backward_sums)
@@ -302,7 +302,8 @@ class _Sums(torch.autograd.Function):
 class _SumsBackward(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return cf_sums_backward(*args)
+        result: tuple[Tensor, Tensor, Tensor] = cf_sums_backward(*args)
+        return result
 
     setup_context = staticmethod(_setup_backward)
     backward = staticmethod(_backward_backward)

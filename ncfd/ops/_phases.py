@@ -48,7 +48,7 @@ def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
 
 
 def _blocks(batch: int, rows: int, limit: int) -> Iterator[tuple[slice, slice]]:
-    """Cut ``(batch, rows)`` into rectangles of at most ``limit`` rows: whole batches if they fit."""
+    """Cut ``(batch, rows)`` into blocks of at most ``limit`` rows, whole batches if they fit."""
     if rows > limit:
         for b in range(batch):
             for n in range(0, rows, limit):
@@ -99,7 +99,10 @@ def _reduce(values: Tensor, w: Tensor | None, groups: Tensor | None, num_groups:
         indicator = values.new_zeros(b, num_groups, n)
         ones = values.new_ones(b, 1, n) if w is None else w.unsqueeze(1)
         indicator.scatter_(1, groups.unsqueeze(1), ones)
-        return torch.bmm(indicator, values)
+        sums = torch.bmm(indicator, values)
+        if bool(torch.isfinite(sums).all()):
+            return sums
+        # 0 · NaN is NaN: the product would spread one bad row over all groups. Add row by row.
     weighted = values if w is None else values * w.unsqueeze(2)
     offset = torch.arange(b, device=groups.device).unsqueeze(1) * num_groups
     sums = values.new_zeros(b * num_groups, num_freqs)
@@ -116,7 +119,7 @@ def forward(
     chunk: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(Σ w cos, Σ w sin)``, each ``(B, G, F)``, and the phases ``(B, N, F)`` if kept, else empty."""
+    """``(Σ w cos, Σ w sin)``, each ``(B, G, F)``, and the phases ``(B, N, F)`` if ``keep``."""
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
     limit = _block_rows(x, t, chunk)

@@ -1,0 +1,501 @@
+r"""Where the frequencies come from: ψ, the learned scale mixture, and its siblings.
+
+Every sampler is a module that returns ``(F, D)`` frequencies. The randomness is drawn from an
+explicit ``torch.Generator`` or, without one, from the device's default generator; nothing seeds.
+
+The law of the frequencies is the kernel of the squared loss, ``E cos⟨t, x - y⟩ = k(x - y)``:
+
+=====================  ==============================================================
+Gaussian               Gaussian kernel, ``exp(-½ |σ δ|²)``
+Student-t, ``df``      Matérn kernel of smoothness ``df / 2``
+Laplace                rational quadratic kernel, ``1 / (1 + |σ δ|²)``
+uniform                product of ``sin(σ δ_d) / (σ δ_d)``
+:class:`FrequencySampler`  mixture of Gaussian kernels, with learned widths
+=====================  ==============================================================
+
+Letters: D features, F frequencies, K mixture components.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ncfd import _validation as check
+
+__all__ = [
+    "FrequencySampler",
+    "GaussianFrequencies",
+    "LaplaceFrequencies",
+    "StudentTFrequencies",
+    "UniformFrequencies",
+]
+
+METHODS = ("random", "orthogonal", "sobol")
+
+#: The most dimensions that PyTorch's Sobol sequence covers.
+_SOBOL_DIMS = torch.quasirandom.SobolEngine.MAXDIM
+
+
+def _draw(
+    kind: str,
+    shape: tuple[int, ...],
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Normal, uniform or exponential noise for the device and dtype of ``like``.
+
+    A CPU generator draws on the CPU and moves, so that one seed gives one stream on all devices.
+    """
+    device = like.device if generator is None else generator.device
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    noise = torch.empty(shape, device=device, dtype=dtype)
+    if kind == "normal":
+        noise.normal_(generator=generator)
+    elif kind == "uniform":
+        noise.uniform_(generator=generator)
+    else:
+        noise.exponential_(generator=generator)
+    return noise.to(like.device)
+
+
+class _Frequencies(nn.Module):
+    """What all samplers share: sizes, the call, and a scale bounded around its start."""
+
+    def __init__(self, dim: int, num_frequencies: int, max_ratio: float) -> None:
+        super().__init__()
+        self.dim = check.check_count(dim, "dim")
+        self.num_frequencies = check.check_count(num_frequencies, "num_frequencies")
+        self.max_ratio = check.check_positive(max_ratio, "max_ratio")
+        if self.max_ratio <= 1:
+            raise ValueError(f"max_ratio must be greater than 1, got {max_ratio}")
+
+    def _store_scale(self, scale: float | Tensor) -> None:
+        """Keep the starting scale as a ``(D,)`` buffer."""
+        if isinstance(scale, Tensor):
+            value = check.check_floating(scale, "scale").detach().clone()
+            if value.shape not in ((), (self.dim,)):
+                raise ValueError(
+                    f"scale must be a number or have shape ({self.dim},), "
+                    f"got {check.describe(scale)}"
+                )
+            if not bool((torch.isfinite(value) & (value > 0)).all()):
+                raise ValueError("scale must be positive and finite in every entry")
+            value = value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
+        else:
+            value = torch.tensor(check.check_positive(scale, "scale"), dtype=torch.float32)
+        self.base_scale: Tensor
+        self.register_buffer("base_scale", value.expand(self.dim).clone())
+
+    def _bounded(self, raw: Tensor) -> Tensor:
+        """``scale · max_ratio ** tanh(raw)``: within a factor ``max_ratio`` of the start."""
+        return self.base_scale * torch.exp(math.log(self.max_ratio) * torch.tanh(raw))
+
+
+class FrequencySampler(_Frequencies):
+    r"""ψ: frequencies from a learned scale mixture of normals.
+
+    .. math::
+        t = \sigma_k \odot \varepsilon,\quad \varepsilon\sim N(0, I),\quad
+        \sigma_k = s\, r^{\tanh(\mathrm{net}(z_k))},\quad z_k\sim N(0, I)
+
+    A small network maps K noise vectors to K diagonal scales; each scale serves F/K draws of ε, all
+    distinct. The scales cannot run away: they stay within a factor ``max_ratio`` of ``scale``. The
+    network starts at ``σ = scale`` exactly, where ψ equals :class:`GaussianFrequencies`.
+
+    Args:
+        dim: D, the number of features.
+        num_frequencies: F.
+        num_components: K in [1, F]. Default: ``ceil(F / 16)``, as in the paper.
+        scale: s, the starting standard deviation of the frequencies, in radians per unit of the
+            features: a positive number or ``(D,)``.
+        max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way.
+        hidden_dim: width of the network's layers. Default: ``min(dim, 256)`` (the paper: ``dim``).
+        method: ``"random"`` or ``"orthogonal"`` draws of ε (blocks of D orthogonal rows with
+            chi-distributed lengths, before scaling).
+
+    Returns (of ``forward(generator=None)``):
+        ``(F, D)`` on the module's device, differentiable in the network's parameters. A CPU
+        generator gives the same numbers on every device.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> psi = FrequencySampler(dim=8, num_frequencies=64, scale=2.0)
+        >>> psi(torch.Generator().manual_seed(0)).shape
+        torch.Size([64, 8])
+
+    Source: the mixture of Wang et al., CVPR 2025, section 4.2, after Li et al., *RCF-GAN*, NeurIPS
+    2020. Bound and start are this package's.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_frequencies: int = 1024,
+        *,
+        num_components: int | None = None,
+        scale: float | Tensor = 1.0,
+        max_ratio: float = 4.0,
+        hidden_dim: int | None = None,
+        method: str = "random",
+    ) -> None:
+        super().__init__(dim, num_frequencies, max_ratio)
+        if num_components is None:
+            num_components = -(-self.num_frequencies // 16)
+        self.num_components = check.check_count(num_components, "num_components")
+        if self.num_components > self.num_frequencies:
+            raise ValueError(
+                f"num_components must be at most num_frequencies = {self.num_frequencies}, "
+                f"got {num_components}"
+            )
+        self.method = _check_method(method, ("random", "orthogonal"))
+        hidden = min(self.dim, 256) if hidden_dim is None else hidden_dim
+        hidden = check.check_count(hidden, "hidden_dim")
+        self._store_scale(scale)
+        self.network = nn.Sequential(
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, self.dim),
+        )
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.hidden_dim = hidden
+
+    def scales(self, generator: torch.Generator | None = None) -> Tensor:
+        """The standard deviations of K freshly drawn components, ``(K, D)``, positive."""
+        check.check_generator(generator, self.base_scale.device)
+        weight = next(self.network.parameters())
+        noise = _draw("normal", (self.num_components, self.hidden_dim), weight, generator)
+        # In float32 at least: frequencies in half precision would make phases 0.2 % wrong.
+        with torch.autocast(weight.device.type, enabled=False):
+            return self._bounded(self.network(noise.to(weight.dtype)))
+
+    def forward(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(F, D)`` frequencies."""
+        scales = self.scales(generator)
+        epsilon = _normal(self.num_frequencies, self.dim, self.method, scales, generator)
+        # Frequency f belongs to component f mod K: every component has F/K draws, rounded.
+        component = torch.arange(self.num_frequencies, device=scales.device) % self.num_components
+        return scales[component] * epsilon
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for ``print``."""
+        return (
+            f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
+            f"num_components={self.num_components}, max_ratio={self.max_ratio:g}, "
+            f"method={self.method!r}"
+        )
+
+
+class _FixedLaw(_Frequencies):
+    """A law with a diagonal scale, fixed or learned; subclasses draw its standard form."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_frequencies: int = 1024,
+        *,
+        scale: float | Tensor = 1.0,
+        learnable: bool = False,
+        method: str = "random",
+        max_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(dim, num_frequencies, max_ratio)
+        self.learnable = check.check_flag(learnable, "learnable")
+        self.method = _check_method(method, METHODS)
+        if self.method == "sobol" and self._sobol_dims() > _SOBOL_DIMS:
+            raise ValueError(
+                f"method='sobol' covers at most {_SOBOL_DIMS} dimensions, got dim={self.dim}; "
+                "use 'orthogonal'"
+            )
+        self._store_scale(scale)
+        self.raw_scale: nn.Parameter | None
+        self.register_parameter(
+            "raw_scale", nn.Parameter(torch.zeros_like(self.base_scale)) if learnable else None
+        )
+
+    def scales(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+        """The scale now, ``(1, D)``; takes a generator like ψ's ``scales``, and ignores it."""
+        scale = self.base_scale if self.raw_scale is None else self._bounded(self.raw_scale)
+        return scale.unsqueeze(0)
+
+    def forward(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(F, D)`` frequencies."""
+        check.check_generator(generator, self.base_scale.device)
+        scale = self.scales()
+        return scale * self._standard(scale, generator).to(scale.dtype)
+
+    def _sobol_dims(self) -> int:
+        return self.dim
+
+    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for ``print``."""
+        return (
+            f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
+            f"learnable={self.learnable}, method={self.method!r}"
+        )
+
+
+class GaussianFrequencies(_FixedLaw):
+    """Normal frequencies, ``t ~ N(0, diag(scale²))``: the Gaussian kernel.
+
+    ``method="orthogonal"`` draws blocks of D mutually orthogonal rows, which cuts the variance of
+    the loss several-fold once F >= D and the scale is at most about 1; ``"sobol"``, a scrambled
+    Sobol sequence through the normal quantile, helps in low dimension only.
+
+    Args:
+        dim: D, the number of features.
+        num_frequencies: F.
+        scale: a positive number or ``(D,)``, the standard deviation, in radians per unit of the
+            features.
+        learnable: learn the diagonal scale, as the adversary's side of the game.
+        method: ``"random"``, ``"orthogonal"`` or ``"sobol"``; see above.
+        max_ratio: a learned scale stays within this factor of ``scale``.
+
+    Returns (of ``forward(generator=None)``):
+        ``(F, D)`` on the module's device; a CPU generator gives the same numbers on every device.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> GaussianFrequencies(4, 16)(torch.Generator().manual_seed(0)).shape
+        torch.Size([16, 4])
+
+    Source: Rahimi & Recht, *Random features for large-scale kernel machines*, NIPS 2007;
+    orthogonal: Yu et al., *Orthogonal random features*, NIPS 2016.
+    """
+
+    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        return _normal(self.num_frequencies, self.dim, self.method, like, generator)
+
+
+class StudentTFrequencies(_FixedLaw):
+    """Multivariate Student-t frequencies: heavy tails, the Matérn kernel of smoothness ``df / 2``.
+
+    Args:
+        dim: D, the number of features.
+        num_frequencies: F.
+        scale: a positive number or ``(D,)``: each coordinate is ``scale`` times a Student-t
+            variable.
+        df: degrees of freedom, positive; 1 is the Cauchy law.
+        learnable: learn the diagonal scale, as the adversary's side of the game.
+        method: ``"random"``, ``"orthogonal"`` or ``"sobol"``; see :class:`GaussianFrequencies`.
+        max_ratio: a learned scale stays within this factor of ``scale``.
+
+    Returns (of ``forward(generator=None)``):
+        ``(F, D)`` on the module's device; a CPU generator gives the same numbers on every device.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> StudentTFrequencies(4, 16, df=5.0)(torch.Generator().manual_seed(0)).shape
+        torch.Size([16, 4])
+
+    Source: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006, section 4.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_frequencies: int = 1024,
+        *,
+        scale: float | Tensor = 1.0,
+        df: float = 3.0,
+        learnable: bool = False,
+        method: str = "random",
+        max_ratio: float = 4.0,
+    ) -> None:
+        self.df = check.check_positive(df, "df")
+        super().__init__(
+            dim,
+            num_frequencies,
+            scale=scale,
+            learnable=learnable,
+            method=method,
+            max_ratio=max_ratio,
+        )
+
+    def _sobol_dims(self) -> int:
+        return self.dim + 1
+
+    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.method == "sobol":
+            points = _sobol(self.num_frequencies, self.dim + 1, like, generator)
+            normal = _normal_quantile(points[:, : self.dim])
+            # χ²_df quantiles have no closed form: invert the gamma distribution function.
+            chi2 = 2 * _gamma_quantile(points[:, self.dim :].double(), self.df / 2)
+        else:
+            normal = _normal(self.num_frequencies, self.dim, self.method, like, generator)
+            device = like.device if generator is None else generator.device
+            half_df = torch.full((self.num_frequencies, 1), self.df / 2, device=device)
+            chi2 = 2 * torch._standard_gamma(half_df.double(), generator=generator)
+        # With few degrees of freedom χ² can round to 0: keep the quotient finite.
+        return normal / torch.sqrt(chi2.clamp_min(1e-30) / self.df).to(normal)
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for ``print``."""
+        return f"{super().extra_repr()}, df={self.df:g}"
+
+
+class LaplaceFrequencies(_FixedLaw):
+    """Multivariate symmetric Laplace frequencies: the rational quadratic kernel.
+
+    Args:
+        dim: D, the number of features.
+        num_frequencies: F.
+        scale: a positive number or ``(D,)``: each coordinate is Laplace(0, ``scale``), of standard
+            deviation ``√2 scale``.
+        learnable: learn the diagonal scale, as the adversary's side of the game.
+        method: ``"random"``, ``"orthogonal"`` or ``"sobol"``; see :class:`GaussianFrequencies`.
+        max_ratio: a learned scale stays within this factor of ``scale``.
+
+    Returns (of ``forward(generator=None)``):
+        ``(F, D)`` on the module's device; a CPU generator gives the same numbers on every device.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> LaplaceFrequencies(4, 16)(torch.Generator().manual_seed(0)).shape
+        torch.Size([16, 4])
+
+    Source: Kotz, Kozubowski & Podgórski, *The Laplace Distribution and Generalizations*, 2001.
+    """
+
+    def _sobol_dims(self) -> int:
+        return self.dim + 1
+
+    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        # A normal with an exponential variance is Laplace.
+        if self.method == "sobol":
+            points = _sobol(self.num_frequencies, self.dim + 1, like, generator)
+            normal = _normal_quantile(points[:, : self.dim])
+            exponential = -torch.log1p(-points[:, self.dim :].clamp_max(1 - 6e-8))
+        else:
+            normal = _normal(self.num_frequencies, self.dim, self.method, like, generator)
+            exponential = _draw("exponential", (self.num_frequencies, 1), like, generator)
+        return normal * torch.sqrt(2 * exponential)
+
+
+class UniformFrequencies(_FixedLaw):
+    """Uniform frequencies on the box ``[-scale, scale]^D``: bounded, the sinc product kernel.
+
+    With ``method="orthogonal"`` orthogonal normal rows are made uniform coordinate by coordinate:
+    each row is exactly uniform, and two rows are nearly orthogonal.
+
+    Args:
+        dim: D, the number of features.
+        num_frequencies: F.
+        scale: a positive number or ``(D,)``, half the width of the box.
+        learnable: learn the diagonal scale, as the adversary's side of the game.
+        method: ``"random"``, ``"orthogonal"`` or ``"sobol"``; see :class:`GaussianFrequencies`.
+        max_ratio: a learned scale stays within this factor of ``scale``.
+
+    Returns (of ``forward(generator=None)``):
+        ``(F, D)`` on the module's device; a CPU generator gives the same numbers on every device.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> bool((UniformFrequencies(4, 16, scale=2.0)().abs() <= 2).all())
+        True
+
+    Source: Ansari et al., *A characteristic function approach to deep implicit generative
+    modeling*, CVPR 2020, among its weightings.
+    """
+
+    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.method == "orthogonal":
+            normal = _normal(self.num_frequencies, self.dim, self.method, like, generator)
+            uniform: Tensor = torch.special.erf(normal / math.sqrt(2))  # 2 Φ(z) - 1
+            return uniform
+        if self.method == "sobol":
+            return 2 * _sobol(self.num_frequencies, self.dim, like, generator) - 1
+        return 2 * _draw("uniform", (self.num_frequencies, self.dim), like, generator) - 1
+
+
+# ------------------------------------------------------------------------------------------------
+# Standard normal rows, three ways
+# ------------------------------------------------------------------------------------------------
+
+
+def _check_method(method: object, allowed: tuple[str, ...]) -> str:
+    if not isinstance(method, str):
+        raise TypeError(f"method must be one of {allowed}, got {check.describe(method)}")
+    if method not in allowed:
+        raise ValueError(f"method must be one of {allowed}, got {method!r}")
+    return method
+
+
+def _normal(
+    num_frequencies: int,
+    dim: int,
+    method: str,
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """``(F, D)`` rows, each exactly ``N(0, I)``."""
+    if method == "random":
+        return _draw("normal", (num_frequencies, dim), like, generator)
+    if method == "sobol":
+        return _normal_quantile(_sobol(num_frequencies, dim, like, generator))
+    blocks = -(-num_frequencies // dim)
+    noise = _draw("normal", (blocks, dim, dim), like, generator)
+    q, r = torch.linalg.qr(noise)
+    # Signs of R's diagonal make Q Haar-distributed; without them QR favours one sign.
+    q = q * torch.sign(torch.diagonal(r, dim1=1, dim2=2)).unsqueeze(1)
+    # Lengths of independent normal rows: orthogonality alone would give another kernel.
+    lengths = _draw("normal", (blocks, dim, dim), like, generator).norm(dim=2, keepdim=True)
+    rows: Tensor = (q * lengths).reshape(blocks * dim, dim)
+    return rows[:num_frequencies]
+
+
+def _sobol(
+    num_frequencies: int, dims: int, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Scrambled Sobol points in (0, 1), ``(F, dims)``, freshly scrambled at each call."""
+    device = like.device if generator is None else generator.device
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device=device))
+    engine = torch.quasirandom.SobolEngine(dims, scramble=True, seed=seed)  # type: ignore[no-untyped-call]  # torch's own
+    points = engine.draw(num_frequencies, dtype=torch.float64)
+    # Points lie on a 2⁻³⁰ lattice that includes 0: take the centres of its cells.
+    points = points.clamp(0, 1 - 2.0**-30) + 2.0**-31
+    return points.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _normal_quantile(points: Tensor) -> Tensor:
+    # float32 rounds the last cell up to 1, whose quantile is infinite.
+    quantile: Tensor = torch.special.ndtri(points.clamp(1e-9, 1 - 6e-8))
+    return quantile
+
+
+def _gamma_quantile(p: Tensor, shape: float) -> Tensor:
+    """Inverse of the regularised lower incomplete gamma function, by bisection in float64."""
+    a = torch.full_like(p, shape)
+    low, high = torch.full_like(p, -80.0), torch.full_like(p, math.log(shape + 50.0) + 3.0)
+    for _ in range(80):  # halves an interval of 90 in log space down to 1e-22
+        middle = 0.5 * (low + high)
+        below = torch.special.gammainc(a, torch.exp(middle)) < p
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.exp(0.5 * (low + high))
