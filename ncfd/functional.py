@@ -122,10 +122,13 @@ def _estimate(
         raise ValueError(f"num_groups needs {names[1]}, got num_groups={num_groups} alone")
 
     dtype = dtype or _compute_dtype(x, t)
+    # Each input is cast once: two casts of a half tensor would round two partial gradients and
+    # add them in half precision.
     x, t = x.to(dtype), t.to(dtype)
+    weights = None if weights is None else weights.to(dtype)
     folded_x = x.reshape(-1, rows, dim)  # (B, N, D)
     folded_t = t.unsqueeze(0) if t.ndim == 2 else t.reshape(-1, *t.shape[-2:])
-    folded_w = None if weights is None else weights.to(dtype).reshape(-1, rows)
+    folded_w = None if weights is None else weights.reshape(-1, rows)
     folded_g = None if groups is None else groups.unsqueeze(0)
     cos_sum, sin_sum = ops.sums(
         folded_x, folded_t, folded_w, folded_g, num_groups or 1, chunk_size
@@ -135,7 +138,7 @@ def _estimate(
     re, im = cos_sum.reshape(shape), sin_sum.reshape(shape)
     if weights is None and groups is None:
         return _Phi(re / rows, im / rows, None, 1.0 / rows)
-    w = x.new_ones(rows) if weights is None else weights.to(dtype)
+    w = x.new_ones(rows) if weights is None else weights
     if groups is None:
         total, squares = w.sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)  # (*, 1)
         return _Phi(re / total, im / total, None, squares / total.square())
@@ -402,6 +405,7 @@ def _both_sides(
         _refuse_with_known_phi("a known φ", x_weights=x_weights, x_groups=x_groups)
         re, im = _split(x, "x")
         dtype = _compute_dtype(x, y, check.check_floating(t, "t"))
+        t = t.to(dtype)
         phi_y = _estimate(
             y, t, y_weights, y_groups, num_groups, chunk_size, names=names, dtype=dtype
         )
@@ -425,6 +429,7 @@ def _both_sides(
         given, missing = ("x_groups", "y_groups") if y_groups is None else ("y_groups", "x_groups")
         raise ValueError(f"{given} needs {missing}: groups are matched group by group")
     dtype = _compute_dtype(x, y, check.check_floating(t, "t"))
+    t = t.to(dtype)
     phi_x = _estimate(
         x,
         t,
