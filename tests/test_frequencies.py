@@ -1,0 +1,425 @@
+"""Where frequencies come from: laws, shapes, generators, and scales that stay in bounds."""
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from strategies import normal
+from torch import Tensor, nn
+
+from ncfd import (
+    FrequencySampler,
+    GaussianFrequencies,
+    LaplaceFrequencies,
+    StudentTFrequencies,
+    UniformFrequencies,
+)
+from ncfd.functional import ncfd_loss
+
+LAWS = {
+    "gaussian": (GaussianFrequencies, scipy.stats.norm()),
+    "student": (StudentTFrequencies, scipy.stats.t(3)),
+    "laplace": (LaplaceFrequencies, scipy.stats.laplace()),
+    "uniform": (UniformFrequencies, scipy.stats.uniform(-1, 2)),
+}
+METHODS = ("random", "orthogonal", "sobol")
+SAMPLERS: dict[str, Callable[..., nn.Module]] = {
+    "mixture": FrequencySampler,
+    "orthogonal mixture": lambda *a, **k: FrequencySampler(*a, method="orthogonal", **k),
+}
+for _name, (_law, _) in LAWS.items():
+    for _method in METHODS:
+        SAMPLERS[f"{_method} {_name}"] = lambda *a, law=_law, m=_method, **k: law(*a, method=m, **k)
+
+every_sampler = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+every_law = pytest.mark.parametrize("law", LAWS)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def stir(module: nn.Module, spread: float = 1.0) -> nn.Module:
+    """Parameters away from their starting point, where scales are all alike."""
+    generator = seeded(99)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(spread * torch.randn(p.shape, generator=generator))
+    return module
+
+
+# --- what every sampler does ------------------------------------------------------------------
+
+
+@every_sampler
+@pytest.mark.parametrize(("dim", "count"), [(1, 1), (1, 7), (3, 2), (3, 16), (5, 33), (40, 24)])
+def test_asked_is_given(make: Callable[..., nn.Module], dim: int, count: int) -> None:
+    sampler = stir(make(dim, count))
+    t = sampler(seeded())
+    assert t.shape == (count, dim)
+    assert t.dtype == torch.float32
+    assert t.isfinite().all()
+    assert t.requires_grad == any(p.requires_grad for p in sampler.parameters())
+    # The published sampler repeats four rows. A float32 has 2^24 values in an octave, so that
+    # equal numbers by chance are out of the question at these sizes.
+    assert len(torch.unique(t.detach(), dim=0)) == count
+
+
+@every_sampler
+def test_default_is_1024_frequencies_of_unit_scale(make: Callable[..., nn.Module]) -> None:
+    sampler = make(3)
+    assert sampler(seeded()).shape == (1024, 3)
+    torch.testing.assert_close(
+        sampler.scales(), torch.ones_like(sampler.scales()), rtol=1e-6, atol=0
+    )
+
+
+@every_sampler
+def test_generator_decides_everything(make: Callable[..., nn.Module]) -> None:
+    sampler = stir(make(3, 40))
+    first, again, other = sampler(seeded(1)), sampler(seeded(1)), sampler(seeded(2))
+    assert torch.equal(first, again)
+    assert (first != other).any(1).all()
+    generator = seeded(1)
+    assert torch.equal(sampler(generator), first)
+    assert (sampler(generator) != first).any(1).all()  # the generator has moved on
+
+
+@every_sampler
+def test_global_random_state_is_left_alone(make: Callable[..., nn.Module]) -> None:
+    sampler = make(3, 40)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    sampler(seeded())
+    assert torch.equal(torch.get_rng_state(), before[0])
+    sampler()
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+
+
+@every_sampler
+def test_without_generator_torchs_own_seed_decides(make: Callable[..., nn.Module]) -> None:
+    sampler = make(3, 40)
+    state = torch.get_rng_state()
+    try:
+        torch.manual_seed(5)
+        first, second = sampler(), sampler()
+        assert not torch.equal(first, second)
+        torch.manual_seed(5)
+        assert torch.equal(sampler(), first)
+    finally:
+        torch.set_rng_state(state)
+
+
+@every_sampler
+def test_scale_may_differ_by_coordinate(make: Callable[..., nn.Module]) -> None:
+    scale = torch.tensor([0.5, 1.0, 4.0])
+    unit, stretched = make(3, 40), make(3, 40, scale=scale)
+    torch.testing.assert_close(stretched(seeded()), unit(seeded()) * scale)
+    torch.testing.assert_close(make(3, 40, scale=2.5)(seeded()), unit(seeded()) * 2.5)
+
+
+@every_sampler
+def test_double_precision_throughout(make: Callable[..., nn.Module]) -> None:
+    sampler = make(3, 40).double()
+    t = sampler(seeded())
+    assert t.dtype == torch.float64
+    # Not float32 numbers in a float64 tensor.
+    assert (t != t.float().double()).any()
+
+
+@every_sampler
+def test_evaluation_mode_draws_the_same(make: Callable[..., nn.Module]) -> None:
+    sampler = stir(make(3, 40))
+    t = sampler.train()(seeded())
+    assert torch.equal(sampler.eval()(seeded()), t)
+
+
+@every_sampler
+def test_drawing_leaves_the_module_unchanged(make: Callable[..., nn.Module]) -> None:
+    sampler = stir(make(3, 40))
+    before = copy.deepcopy(sampler.state_dict())
+    sampler(seeded())
+    for name, value in sampler.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@every_sampler
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save", "state_dict"])
+def test_copies_draw_the_same(make: Callable[..., nn.Module], how: str) -> None:
+    scale = torch.tensor([0.5, 1.0, 4.0])
+    sampler = stir(make(3, 40, scale=scale))
+    t = sampler(seeded())
+    if how == "deepcopy":
+        other = copy.deepcopy(sampler)
+    elif how == "pickle":
+        # A lambda in this file made it, but the class is the package's.
+        other = pickle.loads(pickle.dumps(sampler))
+    elif how == "torch.save":
+        file = io.BytesIO()
+        torch.save(sampler, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    else:
+        other = make(3, 40)
+        other.load_state_dict(sampler.state_dict())  # brings the scale along
+    assert torch.equal(other(seeded()), t)
+
+
+@every_sampler
+def test_repr_tells_sizes_and_method(make: Callable[..., nn.Module]) -> None:
+    sampler = make(3, 40)
+    text = repr(sampler)
+    assert type(sampler).__name__ in text
+    assert "dim=3" in text
+    assert "num_frequencies=40" in text
+    assert sampler.method in text
+
+
+@every_sampler
+@pytest.mark.cuda
+def test_a_cpu_generator_gives_the_same_numbers_on_the_device(
+    make: Callable[..., nn.Module],
+) -> None:
+    sampler = make(3, 40)
+    t = sampler(seeded())
+    on_device = sampler.cuda()(seeded())
+    assert on_device.device.type == "cuda"
+    torch.testing.assert_close(on_device.cpu(), t, rtol=1e-5, atol=1e-6)
+
+
+# --- laws -------------------------------------------------------------------------------------
+
+
+@every_law
+@every_method
+@pytest.mark.parametrize("dim", [2, 16])
+def test_marginals_are_exact(law: str, method: str, dim: int) -> None:
+    make, expected = LAWS[law]
+    t = make(dim, 4096, scale=2.0, method=method)(seeded(3)).double().numpy()
+    for d in (0, dim - 1):
+        # 32 looks at a seeded draw: 1e-4 for each is a false alarm in 300 seeds. Rows that repel
+        # each other (orthogonal, Sobol) fit closer than independent ones, never worse.
+        assert scipy.stats.kstest(t[:, d] / 2, expected.cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("df", [1.0, 2.5, 30.0])
+@every_method
+def test_degrees_of_freedom(df: float, method: str) -> None:
+    t = StudentTFrequencies(2, 4096, df=df, method=method)(seeded(4)).double().numpy()
+    assert scipy.stats.kstest(t[:, 1], scipy.stats.t(df).cdf).pvalue > 1e-4
+
+
+def radii(law: str, dim: int, count: int) -> np.ndarray:
+    """Lengths of rows of the multivariate law, from its definition."""
+    rng = np.random.default_rng(5)
+    chi2 = rng.chisquare(dim, count)
+    if law == "student":
+        chi2 /= rng.chisquare(3, count) / 3
+    elif law == "laplace":
+        chi2 *= 2 * rng.exponential(size=count)  # a normal of exponential variance
+    elif law == "uniform":
+        chi2 = (rng.uniform(-1, 1, (count, dim)) ** 2).sum(1)
+    return np.sqrt(chi2)
+
+
+@every_law
+@every_method
+def test_lengths_of_rows_are_those_of_the_multivariate_law(law: str, method: str) -> None:
+    # Marginals alone would not tell a multivariate t from independent t coordinates.
+    make, _ = LAWS[law]
+    t = make(6, 4096, method=method)(seeded(6)).double()
+    assert scipy.stats.ks_2samp(t.norm(dim=1).numpy(), radii(law, 6, 20_000)).pvalue > 1e-4
+
+
+@every_law
+@every_method
+def test_coordinates_are_centred_and_uncorrelated(law: str, method: str) -> None:
+    make, _ = LAWS[law]
+    t = make(4, 8192, method=method)(seeded(7)).double()
+    # Signs, not values: a Student-t of three degrees has no fourth moment to bound an error by.
+    signs = torch.sign(t)
+    assert (signs.mean(0).abs() < 4 / math.sqrt(8192)).all()
+    assert ((signs.T @ signs / 8192 - torch.eye(4).double()).abs() < 4.5 / math.sqrt(8192)).all()
+
+
+@pytest.mark.parametrize("law", ["gaussian", "student", "laplace"])
+@pytest.mark.parametrize("count", [8, 20])
+def test_blocks_are_orthogonal(law: str, count: int) -> None:
+    t = LAWS[law][0](8, count, scale=2.0, method="orthogonal").double()(seeded(8))
+    for block in t.split(8):
+        unit = block / block.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(
+            unit @ unit.T, torch.eye(len(block)).double(), rtol=0, atol=1e-12
+        )
+    # Lengths are random, as those of independent rows; equal ones would be another kernel.
+    assert t.norm(dim=1).std() > 0.2
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_orthogonal_frequencies_steady_the_loss(scale: float) -> None:
+    x, y = normal(9, 64, 16), 0.3 + normal(10, 64, 16)
+
+    def spread(method: str) -> Tensor:
+        sampler = GaussianFrequencies(16, 64, scale=scale / 4, method=method).double()
+        generator = seeded(11)
+        draws = [ncfd_loss(x, y, sampler(generator), squared=True) for _ in range(100)]
+        return torch.stack(draws).std()
+
+    # A third of the standard deviation is a ninth of the frequencies for the same error.
+    assert spread("orthogonal") < 0.5 * spread("random")
+
+
+@every_law
+def test_sobol_fills_low_dimensions_evenly(law: str) -> None:
+    make, expected = LAWS[law]
+
+    def distance(method: str, seed: int) -> float:
+        t = make(1, 1024, method=method)(seeded(seed)).double().numpy()[:, 0]
+        return float(scipy.stats.kstest(t, expected.cdf).statistic)
+
+    sobol, random = (np.mean([distance(m, s) for s in range(5)]) for m in ("sobol", "random"))
+    assert sobol < 0.3 * random
+
+
+@pytest.mark.parametrize("law", ["gaussian", "uniform"])
+def test_sobol_never_reaches_an_infinite_quantile(law: str) -> None:
+    sampler = LAWS[law][0](2, 4096, method="sobol")
+    assert all(sampler(seeded(s)).isfinite().all() for s in range(20))
+    assert sampler(seeded()).abs().max() < 7  # |z| of a 2^-30 cell is 6.1
+
+
+def test_uniform_stays_in_its_box() -> None:
+    for method in METHODS:
+        t = UniformFrequencies(3, 2000, scale=0.25, method=method)(seeded(12))
+        assert 0.24 < t.abs().max() <= 0.25
+
+
+def test_sobol_refuses_more_dimensions_than_there_are() -> None:
+    with pytest.raises(ValueError, match=r"sobol.*30000"):
+        GaussianFrequencies(30_000, 4, method="sobol")
+
+
+# --- learned scales ---------------------------------------------------------------------------
+
+
+@every_law
+@every_method
+def test_learned_scale(law: str, method: str) -> None:
+    make, _ = LAWS[law]
+    fixed, learned = (make(3, 40, scale=0.5, learnable=v, method=method) for v in (False, True))
+    assert not list(fixed.parameters())
+    assert torch.equal(fixed(seeded()), learned(seeded()))  # learning starts where asked
+    t = learned(seeded())
+    x, y = normal(13, 20, 3, dtype=torch.float32), 1 + normal(14, 20, 3, dtype=torch.float32)
+    ncfd_loss(x, y, t).backward()
+    slopes = [p.grad for p in learned.parameters()]
+    assert all((s != 0).all() for s in slopes)
+
+
+@every_law
+def test_learned_scale_is_positive_and_bounded(law: str) -> None:
+    for ratio in (1.5, 10.0):
+        sampler = LAWS[law][0](3, 8, scale=2.0, learnable=True, max_ratio=ratio)
+        for value in (-1e4, 1e4):
+            with torch.no_grad():
+                for p in sampler.parameters():
+                    p.fill_(value)
+            expected = 2.0 * ratio ** math.copysign(1, value)
+            torch.testing.assert_close(sampler.scales(), torch.full((1, 3), expected))
+
+
+# --- the scale mixture ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "components", "expected"), [(64, None, 4), (17, None, 2)])
+def test_components_of_the_paper(count: int, components: int | None, expected: int) -> None:
+    sampler = FrequencySampler(3, count, num_components=components)
+    assert sampler.scales().shape == (expected, 3)
+
+
+@pytest.mark.parametrize("components", [1, 3, 40])
+@pytest.mark.parametrize("method", ["random", "orthogonal"])
+def test_components_share_frequencies_evenly(components: int, method: str) -> None:
+    # Zero scale but for one component: count the frequencies that are left.
+    sampler = FrequencySampler(2, 40, num_components=components, method=method)
+    for k in range(components):
+        scales = torch.zeros(components, 2)
+        scales[k] = 1
+        sampler.scales = lambda generator=None, scales=scales: scales
+        rows = (sampler(seeded()) != 0).all(1).sum()
+        assert 40 // components <= rows <= -(-40 // components)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8, 300])
+def test_every_component_has_its_own_scale(dim: int) -> None:
+    sampler = stir(FrequencySampler(dim, 160, num_components=10), 0.5)
+    scales = sampler.scales(seeded())
+    assert scales.shape == (10, dim)
+    assert len(torch.unique(scales.detach(), dim=0)) == 10
+    assert (scales > 0).all()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 1e3])
+def test_mixture_scales_stay_within_the_ratio(spread: float) -> None:
+    for ratio in (2.0, 8.0):
+        sampler = stir(FrequencySampler(3, 64, scale=5.0, max_ratio=ratio), spread)
+        scales = sampler.scales(seeded())
+        assert (scales <= 5.0 * ratio * (1 + 1e-6)).all()
+        assert (scales >= 5.0 / ratio * (1 - 1e-6)).all()
+        assert sampler(seeded()).isfinite().all()
+
+
+def test_mixture_is_normal_given_its_scales() -> None:
+    # One component of known scale: what is left after dividing by it is a standard normal.
+    sampler = stir(FrequencySampler(3, 4096, num_components=1))
+    scales = sampler.scales(seeded(15))
+    t = sampler(seeded(15))  # the same generator: the scale is drawn first
+    ratio = (t / scales).detach().double().numpy()
+    for d in range(3):
+        assert scipy.stats.kstest(ratio[:, d], "norm").pvalue > 1e-4
+
+
+def test_mixture_starts_as_the_gaussian() -> None:
+    t = FrequencySampler(3, 4096, scale=2.0)(seeded(16)).detach().double().numpy()
+    assert scipy.stats.kstest(t.ravel() / 2, "norm").pvalue > 1e-4
+
+
+def test_every_parameter_of_the_mixture_learns() -> None:
+    # At the very start the last layer is zero and shields the others; one step later all move.
+    x, y = normal(17, 20, 3, dtype=torch.float32), 1 + normal(18, 20, 3, dtype=torch.float32)
+    sampler = FrequencySampler(3, 64)
+    optimizer = torch.optim.SGD(sampler.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        ncfd_loss(x, y, sampler(seeded())).backward()
+        optimizer.step()
+    for name, p in sampler.named_parameters():
+        assert p.grad.isfinite().all(), name
+        assert (p.grad != 0).any(), name
+
+
+def test_autocast_does_not_reach_the_sampler() -> None:
+    sampler = stir(FrequencySampler(8, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        t = sampler(seeded())
+    assert t.dtype == torch.float32
+    assert torch.equal(t, sampler(seeded()))
+
+
+def test_mixture_options() -> None:
+    with pytest.raises(ValueError, match=r"num_components.*num_frequencies = 8.*9"):
+        FrequencySampler(3, 8, num_components=9)
+    with pytest.raises(ValueError, match=r"max_ratio.*1"):
+        FrequencySampler(3, 8, max_ratio=1.0)
+    with pytest.raises(ValueError, match=r"hidden_dim.*0"):
+        FrequencySampler(3, 8, hidden_dim=0)
+    with pytest.raises(ValueError, match=r"method.*sobol"):
+        FrequencySampler(3, 8, method="sobol")
+    with pytest.raises(ValueError, match=r"\bdf\b.*0"):
+        StudentTFrequencies(3, 8, df=0.0)
