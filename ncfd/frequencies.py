@@ -112,7 +112,8 @@ class FrequencySampler(_Frequencies):
         scale: s, the starting standard deviation of the frequencies, in radians per unit of the
             features: a positive number or ``(D,)``.
         max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way.
-        hidden_dim: width of the network's layers. Default: ``min(dim, 256)`` (the paper: ``dim``).
+        hidden_dim: width of the network's layers. Default: ``dim``, as in the paper, but at
+            least 16 (a narrow layer norm leaves nothing to mix) and at most 256.
         method: ``"random"`` or ``"orthogonal"`` draws of ε (blocks of D orthogonal rows with
             chi-distributed lengths, before scaling).
 
@@ -154,7 +155,7 @@ class FrequencySampler(_Frequencies):
                 f"got {num_components}"
             )
         self.method = _check_method(method, ("random", "orthogonal"))
-        hidden = min(self.dim, 256) if hidden_dim is None else hidden_dim
+        hidden = max(16, min(self.dim, 256)) if hidden_dim is None else hidden_dim
         hidden = check.check_count(hidden, "hidden_dim")
         self._store_scale(scale)
         self.network = nn.Sequential(

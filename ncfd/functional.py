@@ -11,7 +11,7 @@ complex number is a pair of real tensors; complex tensors appear only in the pub
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -687,9 +687,24 @@ def gradient_reversal(t: Tensor, scale: float = 1.0) -> Tensor:
     t = check.check_floating(t, "t")
     if scale != 0:
         scale = check.check_positive(scale, "scale")
-    fixed = t.detach()
-    # t - fixed is exactly zero: the value is unchanged to the bit, the slope is -scale.
-    return fixed - scale * (t - fixed)
+    reversed_: Tensor = _Reversal.apply(t, scale)
+    return reversed_
+
+
+class _Reversal(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor, scale: float) -> Tensor:  # noqa: ARG004 - used by the backward
+        return t.view_as(t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return -ctx.scale * grad, None
 
 
 def unit_rows(x: Tensor, name: str = "x") -> Tensor:

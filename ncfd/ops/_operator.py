@@ -6,6 +6,7 @@ so the phases are formed the same way everywhere: once, in float32 or better, au
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,9 +40,18 @@ def sums(
         x.requires_grad or t.requires_grad or (weights is not None and weights.requires_grad)
     )
     keep = chunk_size is None and wants_grad and _phases.keeps_phases(x, t)
-    # Two doors to the same rules: dynamo takes the operator but not a Function whose backward is
-    # another one; torch.func takes the Function but not an operator with registered autograd.
-    apply = cf_sums if torch.compiler.is_compiling() else _Sums.apply
+    # Three doors to the same rules. Graphs take the operator (dynamo refuses a Function whose
+    # backward is another one); torch.func takes the composable Function (it refuses an operator
+    # with registered autograd); plain eager code takes the short way, 5 times less overhead.
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    if torch.compiler.is_compiling():
+        apply = cf_sums
+    elif torch._C._functorch.peek_interpreter_stack() is not None:
+        apply = _Sums.apply
+    elif wants_grad:
+        apply = _EagerSums.apply
+    else:
+        apply = _phases.forward
     cos_sum, sin_sum, _ = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)
     return cos_sum, sin_sum
 
@@ -145,7 +155,13 @@ def _backward_sums(
     grad_cos = x.new_zeros(ctx.sums_shape) if grad_cos is None else grad_cos
     grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
     need_x, need_t, need_w = ctx.needs_input_grad[:3]
-    apply = cf_sums_backward if torch.compiler.is_compiling() else _SumsBackward.apply
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    if torch.compiler.is_compiling():
+        apply = cf_sums_backward
+    elif torch.is_grad_enabled():
+        apply = _SumsBackward.apply
+    else:  # an ordinary backward: nothing above this to differentiate or to transform
+        apply = _phases.backward
     grad_x, grad_t, grad_w = apply(
         grad_cos, grad_sin, x, t, weights, groups, kept, ctx.chunk, need_x, need_t, need_w
     )
@@ -308,6 +324,18 @@ class _SumsBackward(torch.autograd.Function):
     setup_context = staticmethod(_setup_backward)
     backward = staticmethod(_backward_backward)
     vmap = staticmethod(_cf_sums_backward_vmap)
+
+
+class _EagerSums(torch.autograd.Function):
+    """``_Sums`` without the dispatcher and without composability: what a training loop runs."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = _phases.forward(*args)
+        _setup_sums(ctx, args, outputs)
+        return outputs
+
+    backward = staticmethod(_backward_sums)
 
 
 # The operators carry the same autograd rules, for compiled and exported graphs.

@@ -8,6 +8,7 @@ floating tensors of one dtype (float32 or float64), and runs without autograd.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -59,9 +60,11 @@ def _blocks(batch: int, rows: int, limit: int) -> Iterator[tuple[slice, slice]]:
             yield slice(b, min(b + step, batch)), slice(0, rows)
 
 
-def _autocast_off(device: torch.device) -> torch.autocast:
+def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
     # Under autocast the product would run in half precision: phases would be 0.2 % wrong.
-    return torch.autocast(device.type, enabled=False)
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def phases(x: Tensor, t: Tensor, out: Tensor | None = None) -> Tensor:
@@ -79,7 +82,7 @@ def features(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     For callers that add the same rows many times under different weights (a permutation test).
     Differentiable by plain autograd; not bounded in memory: pass as many rows as should be held.
     """
-    with _autocast_off(x.device):
+    with torch.autocast(x.device.type, enabled=False):
         theta = x @ t.T
     return torch.cos(theta), torch.sin(theta)
 
@@ -123,30 +126,28 @@ def forward(
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
     limit = _block_rows(x, t, chunk)
-    blocks = list(_blocks(batch, rows, limit))
-    # F numbers per group: adding many blocks in float64 costs nothing and loses nothing.
-    wide = x.dtype
-    if len(blocks) > 1 and x.device.type != "mps":
-        wide = torch.float64
-    cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
-    sin_sum = torch.zeros_like(cos_sum)
-    kept = x.new_empty((batch, rows, num_freqs) if keep else (0,))
     with _autocast_off(x.device):
-        theta = trig = None
-        for b, n in blocks:
-            tb = t if t.shape[0] == 1 else t[b]
+        if batch * rows <= limit:
+            theta = phases(x, t)
+            cos_sum = _reduce(torch.cos(theta), w, groups, num_groups)
+            sine = torch.sin(theta) if keep else theta.sin_()
+            sin_sum = _reduce(sine, w, groups, num_groups)
+            return cos_sum, sin_sum, theta if keep else x.new_empty(0)
+
+        kept = x.new_empty((batch, rows, num_freqs) if keep else (0,))
+        # F numbers per group: adding the blocks in float64 costs nothing and loses nothing.
+        wide = x.dtype if x.device.type == "mps" else torch.float64
+        cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
+        sin_sum = torch.zeros_like(cos_sum)
+        theta = trig = x.new_empty(0)
+        for b, n in _blocks(batch, rows, limit):
             xb = x[b, n]
-            shape = (xb.shape[0], xb.shape[1], num_freqs)
-            if trig is None or trig.shape != shape:
-                trig = x.new_empty(shape)
-                theta = None if keep else x.new_empty(shape)
-            if keep and len(blocks) == 1:
-                theta = phases(xb, tb, out=kept)
-            elif keep:
-                theta = phases(xb, tb)
+            shape = (*xb.shape[:2], num_freqs)
+            if trig.shape != shape:  # the first block, and a shorter last one
+                theta, trig = x.new_empty(shape), x.new_empty(shape)
+            phases(xb, t if t.shape[0] == 1 else t[b], out=theta)
+            if keep:
                 kept[b, n] = theta
-            else:
-                theta = phases(xb, tb, out=theta)
             wb = None if w is None else w[b, n]
             gb = None if groups is None else groups[b, n]
             cos_sum[b] += _reduce(torch.cos(theta, out=trig), wb, gb, num_groups)
@@ -174,8 +175,7 @@ def backward(
     ``b = R cos δ`` and ``a = R sin δ``: one transcendental per phase instead of two.
     """
     batch, rows, dim = x.shape
-    num_freqs = t.shape[1]
-    num_groups = grad_cos.shape[1]
+    num_freqs, num_groups = t.shape[1], grad_cos.shape[1]
     radius = torch.hypot(grad_cos, grad_sin)  # (B, G, F)
     delta = torch.atan2(grad_cos, grad_sin)
     grad_x = x.new_empty(x.shape if need_x else (0,))
@@ -183,16 +183,14 @@ def backward(
     grad_w = x.new_empty((batch, rows) if need_w else (0,))
     keep = kept.numel() > 0
     with _autocast_off(x.device):
-        theta = turned = None
+        turned = x.new_empty(0)
         for b, n in _blocks(batch, rows, _block_rows(x, t, chunk)):
             tb = t if t.shape[0] == 1 else t[b]
             xb = x[b, n]
             size, length = xb.shape[:2]
             shape = (size, length, num_freqs)
-            if turned is None or turned.shape != shape:
+            if turned.shape != shape:
                 turned = x.new_empty(shape)
-                theta = None if keep else x.new_empty(shape)
-            theta = kept[b, n] if keep else phases(xb, tb, out=theta)
             if groups is None:
                 radius_row, delta_row = radius[b], delta[b]  # (b, 1, F), broadcast over rows
             else:
@@ -200,23 +198,26 @@ def backward(
                 index = (groups[b, n] + offset).reshape(-1)
                 radius_row = radius[b].reshape(-1, num_freqs).index_select(0, index).view(shape)
                 delta_row = delta[b].reshape(-1, num_freqs).index_select(0, index).view(shape)
-            torch.add(theta, delta_row, out=turned)
+            if keep:
+                torch.add(kept[b, n], delta_row, out=turned)
+            else:
+                phases(xb, tb, out=turned).add_(delta_row)
             if need_w:
                 grad_w[b, n] = (torch.sin(turned) * radius_row).sum(2)
             if not (need_x or need_t):
                 continue
-            grad_theta = turned.cos_().mul_(radius_row)
+            turned.cos_().mul_(radius_row)
             if w is not None:
-                grad_theta.mul_(w[b, n].unsqueeze(2))
-            flat = grad_theta.view(size * length, num_freqs)
+                turned.mul_(w[b, n].unsqueeze(2))
             if t.shape[0] == 1:
+                flat = turned.view(size * length, num_freqs)
                 if need_x:
                     grad_x[b, n] = torch.mm(flat, t[0]).view(size, length, dim)
                 if need_t:
                     grad_t[0].addmm_(flat.T, xb.reshape(size * length, dim))
             else:
                 if need_x:
-                    grad_x[b, n] = torch.bmm(grad_theta, tb)
+                    grad_x[b, n] = torch.bmm(turned, tb)
                 if need_t:
-                    grad_t[b] += torch.bmm(grad_theta.transpose(1, 2), xb)
+                    grad_t[b] += torch.bmm(turned.transpose(1, 2), xb)
     return grad_x, grad_t, grad_w
