@@ -1,11 +1,11 @@
 r"""Characteristic functions in closed form, for distributions of :mod:`torch.distributions`.
 
 A characteristic function φ(t) = E[exp(i⟨t, x⟩)] that is known needs no samples: one side of a
-discrepancy loses its noise. `closed_form` finds the formula that belongs to a distribution;
-`register_characteristic_function` teaches it another one.
+discrepancy loses its noise. :func:`closed_form` finds the formula that belongs to a distribution;
+:func:`register_characteristic_function` teaches it another one.
 
-Letters: `D` features (the size of one event; 1 for a scalar), `F` frequencies, `*` the batch shape
-of the distribution, `J` components of a mixture, `K` categories.
+Letters: D features (the size of one event; 1 for a scalar), F frequencies, ``*`` the batch shape of
+the distribution, J components of a mixture, K categories.
 """
 
 import math
@@ -57,23 +57,23 @@ def register_characteristic_function(
     r"""Register the closed-form φ of a distribution class; to be used as a decorator.
 
     The decorated function is called as ``rule(distribution, t)`` with real frequencies ``t`` of
-    shape `(F, D)` or `(*, F, D)`, float32 or float64, where `D` is the number of elements of one
+    shape ``(F, D)`` or ``(*, F, D)``, float32 or float64, where D is the number of elements of one
     event (row-major when an event has several dimensions, 1 for scalar events). It returns the
-    complex φ(t) of shape `(*, F)`, or the pair ``(Re φ, Im φ)`` of real tensors, which unlike
-    complex tensors `torch.compile` turns into fused code. Derivatives are whatever autograd makes
+    complex φ(t) of shape ``(*, F)``, or the pair ``(Re φ, Im φ)`` of real tensors, which unlike
+    complex tensors ``torch.compile`` turns into fused code. Derivatives are whatever autograd makes
     of it.
 
     The rule of the most specific class wins, in method resolution order, so a subclass inherits the
     rule of its parent; a later registration of the same class replaces the earlier one.
 
     Args:
-        distribution_class: a subclass of `torch.distributions.Distribution`.
+        distribution_class: a subclass of ``torch.distributions.Distribution``.
 
     Returns:
         A decorator that returns its function unchanged.
 
     Raises:
-        TypeError: ``distribution_class`` is not a subclass of `torch.distributions.Distribution`.
+        TypeError: ``distribution_class`` is not a subclass of ``torch.distributions.Distribution``.
 
     Example:
         The triangular distribution on [-1, 1] is the sum of two uniform ones on [-1/2, 1/2]:
@@ -114,12 +114,12 @@ def closed_form(distribution: Distribution, t: Tensor) -> Pair:
     has no mean (Cauchy; StudentT with df ≤ 1); there the gradient is 0.
 
     Args:
-        distribution: batch shape `*`, `D` elements in one event.
-        t: frequencies, `(F, D)`, or `(*, F, D)` for others in each batch entry. float16 and
+        distribution: batch shape ``*``, D elements in one event.
+        t: frequencies, ``(F, D)``, or ``(*, F, D)`` for others in each batch entry. float16 and
             bfloat16 are computed in float32.
 
     Returns:
-        ``(Re φ, Im φ)``, each `(*, F)`.
+        ``(Re φ, Im φ)``, each ``(*, F)``.
 
     Raises:
         NotImplementedError: no rule is registered for the class of ``distribution``.
@@ -259,12 +259,12 @@ def _mix(weights: Tensor, phi: Pair, dim: int) -> Pair:
 
 
 def _column(parameter: Tensor) -> Tensor:
-    """A parameter `(*)` as `(*, 1)`, to stand against frequencies `(*, F)`."""
+    """A parameter ``(*)`` as ``(*, 1)``, to stand against frequencies ``(*, F)``."""
     return parameter.unsqueeze(-1)
 
 
 def _inner(t: Tensor, vector: Tensor) -> Tensor:
-    """⟨t, vector⟩ for t `(*, F, D)` and vector `(*, D)`: `(*, F)`."""
+    """⟨t, vector⟩ for t ``(*, F, D)`` and vector ``(*, D)``: ``(*, F)``."""
     dtype = torch.promote_types(t.dtype, vector.dtype)
     return (t.to(dtype) @ vector.to(dtype).unsqueeze(-1)).squeeze(-1)
 
@@ -396,7 +396,7 @@ def _student_t_modulus(df: Tensor, s: Tensor) -> Tensor:
     a = 0.5 * df.to(working)
     quarter_square = 0.25 * df.to(working) * s.to(working).square()  # z²/4
     with torch.no_grad():
-        # p drops by e^-40 within `below` and `above` of its mode log a: bounds of the equation
+        # p drops by e^-40 within ``below`` and ``above`` of its mode log a: bounds of the equation
         # e^x - 1 - x = 40/a from its quadratic (large a), linear and exponential (small a) parts.
         drop = 40.0 / a
         mode = a.log()
@@ -490,7 +490,7 @@ def _independent(distribution: "Independent[Distribution]", t: Tensor) -> Pair:
     inner = base.event_shape.numel()
     outer = t.shape[-1] // inner
     if isinstance(base, Normal) and type(base) is Normal:
-        # By far the most frequent case: one product with the squares instead of `outer` factors.
+        # By far the most frequent case: one product with the squares instead of ``outer`` factors.
         loc, scale = (
             p.expand(base.batch_shape).reshape(*distribution.batch_shape, outer)
             for p in (base.loc, base.scale)
