@@ -1,0 +1,180 @@
+"""The guide: its code runs and prints what it says, and its links and figures have targets.
+
+A page is one session: its ```python blocks run in order, in one namespace. A ```text block directly
+after a ```python block holds what that block prints, to the letter.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import itertools
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import ncfd
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+GUIDE = DOCS / "guide"
+PAGES = sorted(GUIDE.glob("*.md"))
+
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def load_build():
+    spec = importlib.util.spec_from_file_location("docs_build", DOCS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILD = load_build()
+
+
+def python_blocks(text):
+    """``(line, source, printed or None)`` of each Python block; the text block must follow it."""
+    fences = list(FENCE.finditer(text))
+    for fence, after in itertools.zip_longest(fences, fences[1:]):
+        indent, language, source = fence.groups()
+        if language != "python":
+            continue
+        printed = None
+        if after and after.group(2) == "text" and not text[fence.end() : after.start()].strip():
+            printed = dedent(after.group(3), after.group(1))
+        yield text.count("\n", 0, fence.start()) + 2, dedent(source, indent), printed
+
+
+def dedent(source, indent):
+    return re.sub(f"^{indent}", "", source, flags=re.MULTILINE)
+
+
+def run_page(path, namespace):
+    """Run a page's blocks; an error names the page and its line."""
+    for line, source, printed in python_blocks(path.read_text(encoding="utf-8")):
+        # The blank lines make line numbers in a traceback those of the page.
+        code = compile("\n" * (line - 1) + source, str(path), "exec")
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, namespace)
+        assert printed is None or out.getvalue() == printed, f"{path.name}, line {line}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_code_of_the_guide_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        run_page(path, {"__name__": "__main__"})
+
+
+def test_a_wrong_page_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md, line 2"):
+        run_page(page, {})
+    page.write_text("```python\na = 1\n```\n\ntext\n\n```python\nprint(b)\n```\n")
+    with pytest.raises(NameError):
+        run_page(page, {})
+
+
+def test_the_guide_has_code():
+    blocks = sum(len(list(python_blocks(p.read_text(encoding="utf-8")))) for p in PAGES)
+    assert blocks >= 20
+
+
+def test_links_to_symbols_name_public_symbols():
+    for page in PAGES:
+        for name in re.findall(r"\]\(api:([^)]+)\)", page.read_text(encoding="utf-8")):
+            resolve(name)
+
+
+def resolve(name):
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            value = getattr(value, part)
+        return value
+    raise AssertionError(name)
+
+
+def test_every_page_is_in_the_navigation_and_the_other_way_round():
+    listed = re.findall(r"([\w-]+\.md)", (DOCS / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == [p.name for p in PAGES]
+
+
+def test_every_figure_is_shown_and_made_by_a_script():
+    shown = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        shown |= set(re.findall(r"\(figures/([\w-]+\.\w+)(?:#[\w-]+)?\)", text))
+    present = {p.name for p in (GUIDE / "figures").iterdir() if p.suffix in (".svg", ".png")}
+    assert shown == present
+    scripts = {p.stem for p in (DOCS / "figures").glob("*.py")}
+    for figure in present:
+        stem = re.sub(r"(-light|-dark)?\.\w+$", "", figure)
+        assert stem in scripts, figure
+        assert (GUIDE / "figures" / figure).stat().st_size < 150_000, figure
+
+
+def site(tmp_path, **pages):
+    for name, body in pages.items():
+        (tmp_path / f"{name}.html").write_text(f"<html><body>{body}</body></html>")
+    return BUILD.check_links(tmp_path)
+
+
+def test_the_link_checker_accepts_a_sound_tree(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    assert site(
+        tmp_path,
+        index='<h1 id="top">x</h1><a href="other.html#place">o</a><img src="a.svg#only-light">',
+        other='<p id="place"><a href="index.html">b</a> <a href="https://example.org">e</a></p>',
+    ) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ('<a href="missing.html">x</a>', "leads nowhere"),
+        ('<a href="#nothing">x</a>', "no such anchor"),
+        ('<img src="missing.png">', "leads nowhere"),
+        ('<a href="../outside.html">x</a>', "leads nowhere"),
+        ('<a href="/index.html">x</a>', "root of a server"),
+        ('<a href="api:ncfd.NCFDLoss">x</a>', "scheme 'api'"),
+        ('<script src="https://cdn.example.org/x.js"></script>', "from elsewhere"),
+        ('<link rel="stylesheet" href="//fonts.example.org/x.css">', "from elsewhere"),
+    ],
+)
+def test_the_link_checker_complains(tmp_path, body, complaint):
+    problems = site(tmp_path, index=body)
+    assert len(problems) == 1
+    assert complaint in problems[0]
+
+
+def test_the_link_checker_reads_style_sheets(tmp_path):
+    (tmp_path / "x.css").write_text("a{background:url(https://example.org/x.png)}")
+    assert "from elsewhere" in site(tmp_path, index="")[0]
+
+
+def test_the_documented_version_is_that_of_the_package():
+    assert BUILD.package_version() == ncfd.__version__
+
+
+def test_the_reference_lists_every_public_module():
+    """What ``check_inventory`` compares with must not silently lose a module of the package."""
+    source = (DOCS / "build.py").read_text(encoding="utf-8")
+    modules = {
+        name for name in ncfd.__all__ if isinstance(getattr(ncfd, name), types.ModuleType)
+    }  # fmt: skip
+    assert modules
+    for name in modules:
+        assert f"ncfd.{name}" in source, name
+    assert "ncfd" in sys.modules
