@@ -1,0 +1,548 @@
+"""Distil an image data set into a few synthetic images per class.
+
+    python examples/distill_cifar.py --dataset digits
+
+A minmax game (NCFM). The images move so that, class by class, the characteristic function of their
+features comes close to that of real images; ψ, which proposes the frequencies at which the two are
+compared, moves the other way. One backward pass serves both: `ncfd.NCFDLoss` reverses the gradient
+on its way to ψ. The whole method is in `distill` below, from the drawing of a batch to the step of
+the optimizers; its parts lie in `distillation/`.
+
+Source: Wang et al., "Dataset Distillation with Neural Characteristic Function", CVPR 2025.
+"""
+
+import copy
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from distillation import (
+    augmentation,
+    checkpoint,
+    evaluation,
+    formation,
+    matching,
+    networks,
+    options,
+    report,
+)
+from distillation.data import Data, RealBatches, load
+from distillation.history import History
+from distillation.options import Config
+from distillation.randomness import generator
+from distillation.zoo import Zoo, load_zoo, save_zoo, train_zoo
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import ncfd
+
+#: The loss of every class is multiplied by this. Adam does not mind; the balance with the
+#: calibration term does.
+LOSS_SCALE = 300.0
+
+
+@dataclass
+class Distilled:
+    """Stored images (C·ipc, channels, H, W) in [0, 1], labels, and how they came about."""
+
+    images: Tensor
+    labels: Tensor
+    history: History
+    floors: dict[str, float]  # |φ| of mere noise, by description
+    seconds: float
+
+
+def distill(
+    config: Config,
+    data: Data,
+    network: networks.ConvNet,
+    zoo: Zoo,
+    images: Tensor,
+    labels: Tensor,
+    folder: Path,
+) -> Distilled:
+    """Play the game from the packed real images `images`, or from the checkpoint in `folder`."""
+    device, C = data.device, data.num_classes
+    digits = config.dataset == "digits"
+    strategy = augmentation.MATCHING
+    strategy = augmentation.for_digits(strategy) if digits else strategy
+    decoded_labels = labels.repeat_interleave(config.factor**2)
+
+    # The first player: the images. The published rate belongs to one optimizer step after every
+    # class, with zero gradient for the images of the others. Adam's second moment is then the mean
+    # of C - 1 zeros and one square, which lets every step go √C times as far. One step for all
+    # classes together needs that factor in the rate.
+    initial_images = images
+    images = images.clone().requires_grad_()
+    image_optimizer = torch.optim.AdamW(
+        [images], lr=config.lr_image * math.sqrt(C), weight_decay=5e-4
+    )
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        image_optimizer, factor=0.5, patience=max(1, config.patience // _probe_interval(config))
+    )
+
+    # The second player: ψ. An ordinary optimizer; the reversed gradient makes it climb.
+    sampler = matching.make_sampler(config, network.num_features)
+    loss_module = matching.make_criterion(config, sampler)
+    sampler_weights = list(loss_module.parameters())
+    sampler_optimizer = None
+    if sampler_weights:
+        sampler_optimizer = torch.optim.AdamW(sampler_weights, lr=config.sampler_lr)
+    probe = Probe(config, data, network, zoo, initial_images, labels, sampler)
+
+    # Every use of chance has a stream of its own.
+    batches = RealBatches(data, config.batch_real, generator(config.seed, "real batches"))
+    streams = {name: generator(config.seed, name) for name in ("extractor", "augmentation")}
+    streams["real batches"] = batches.generator
+    if sampler is not None:
+        streams["frequencies"] = sampler.generator
+
+    history = History(data.class_names)
+    stateful: dict[str, Any] = {
+        "image_optimizer": image_optimizer,
+        "plateau": plateau,
+        "sampler": loss_module,
+        "batches": batches,
+        "history": history,
+    }
+    if sampler_optimizer is not None:
+        stateful["sampler_optimizer"] = sampler_optimizer
+    file = folder / "checkpoint.pt"
+    start, seconds = 0, 0.0
+    if file.exists():
+        state = checkpoint.load(file)
+        start, seconds = state["iteration"], state["seconds"]
+        with torch.no_grad():
+            images.copy_(state["images"])
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        for name, stream in streams.items():
+            stream.set_state(state["streams"][name])
+
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    clock = time.perf_counter() - seconds
+    bar = tqdm(
+        range(start, config.iterations),
+        desc=config.method,
+        unit="it",
+        initial=start,
+        total=config.iterations,
+    )
+    try:
+        for iteration in bar:
+            # Look at both players from outside, before they move.
+            if iteration % _probe_interval(config) == 0:
+                history.flush(writer)
+                seen = probe.measure(images.detach(), loss_module, sampler)
+                history.add(iteration, seen, writer)
+                plateau.step(seen["probe/images"])
+
+            # Real images of every class, and all that the stored images hold.
+            real, real_labels = batches.draw()
+            synthetic = data.normalise(formation.decode(images, config.factor))
+
+            # Siamese augmentation: one draw for each class, shared by its real and its synthetic
+            # images.
+            params = augmentation.draw(C, strategy, data.size, streams["augmentation"])
+            params = augmentation.to(params, device)
+            real = augmentation.augment(real, params, real_labels)
+            synthetic = augmentation.augment(synthetic, params, decoded_labels)
+
+            # The extractor: one member of the zoo, somewhere between its untrained and its
+            # trained state.
+            member = int(torch.randint(len(zoo), (), generator=streams["extractor"]))
+            beta = torch.rand((), generator=streams["extractor"]).item()
+            weights = zoo.blend(member, beta)
+            real_features, _ = networks.run_in_chunks(network, weights, real)
+            synthetic_features, _ = networks.run(network, weights, synthetic)
+
+            # The loss of each class, mean over the frequencies.
+            per_class = loss_module(
+                real_features,
+                synthetic_features,
+                real_groups=real_labels,
+                synthetic_groups=decoded_labels,
+                num_groups=C,
+            ).mean(1)  # (C,)
+            total = LOSS_SCALE * per_class.sum()
+            logged = {"loss/matching": per_class.detach().mean()}
+
+            # Calibration: the trained member should also recognise the classes.
+            if config.calibration:
+                _, logits = networks.run(network, zoo.blend(member, 0.0), synthetic)
+                cross_entropy = F.cross_entropy(logits, decoded_labels)
+                total = total + config.calibration * C * cross_entropy
+                logged["loss/calibration"] = cross_entropy.detach()
+
+            # One backward pass, then each player its own step.
+            image_optimizer.zero_grad()
+            loss_module.zero_grad()
+            total.backward()
+            logged["gradient/images"] = images.grad.norm()
+            image_optimizer.step()
+            if sampler_optimizer is not None:
+                slopes = [p.grad for p in sampler_weights if p.grad is not None]
+                logged["gradient/sampler"] = nn.utils.get_total_norm(slopes)
+                sampler_optimizer.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+            history.record(iteration, logged, per_class.detach())
+
+            done = iteration + 1
+            if done % 10 == 0 or done == config.iterations:
+                history.flush(writer)
+                shown = {name.split("/")[1]: f"{history.last(name):.4f}" for name in logged}
+                bar.set_postfix(shown, refresh=False)
+            if done % _checkpoint_interval(config) == 0 or done == config.iterations:
+                history.flush(writer)  # raises rather than save what is not finite
+                checkpoint.save(
+                    file,
+                    {
+                        "iteration": done,
+                        "seconds": time.perf_counter() - clock,
+                        "images": images.detach(),
+                        **{name: part.state_dict() for name, part in stateful.items()},
+                        "streams": {name: s.get_state() for name, s in streams.items()},
+                    },
+                )
+    except FloatingPointError as error:
+        kept = f"the last good state is in {file}" if file.exists() else "nothing was saved yet"
+        raise FloatingPointError(f"{error}; {kept}") from error
+    finally:
+        writer.close()
+    total_seconds = time.perf_counter() - clock
+    return Distilled(images.detach(), labels, history, probe.floors(), total_seconds)
+
+
+def _probe_interval(config: Config) -> int:
+    return max(1, min(100, config.iterations // 30))
+
+
+def _checkpoint_interval(config: Config) -> int:
+    return max(1, min(500, config.iterations // 10))
+
+
+class Probe:
+    """Each player's own achievement, on held-out images and an extractor that stays the same.
+
+    The loss of the game alone does not tell who moved it. So it is also measured with one player
+    held at its start: ψ at its start shows the images approaching the real ones, the images at
+    their start show ψ finding where the two differ.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        network: networks.ConvNet,
+        zoo: Zoo,
+        initial_images: Tensor,
+        labels: Tensor,
+        sampler: matching.Seeded | None,
+    ) -> None:
+        self.config, self.data, self.network = config, data, network
+        self.weights = zoo.blend(0, 0.5)
+        self.labels = labels.repeat_interleave(config.factor**2)
+        held = [
+            torch.nonzero(data.validation_labels == c).flatten()[: min(64, config.batch_real)]
+            for c in range(data.num_classes)
+        ]
+        chosen = torch.cat(held)
+        self.real_labels = data.validation_labels[chosen]
+        self.real = self._features(data.validation_images[chosen])
+        self.start = self._features(formation.decode(initial_images, config.factor))
+        self.first_sampler = None
+        if sampler is not None:  # ψ as it is now, before its first step
+            self.first_sampler = matching.Seeded(
+                copy.deepcopy(sampler.sampler), generator(0, "unused", device=config.device)
+            )
+        self.first_loss = matching.make_criterion(config, self.first_sampler)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features, _ = networks.run_in_chunks(
+            self.network, self.weights, self.data.normalise(images)
+        )
+        return features
+
+    def _loss(self, loss_module: nn.Module, sampler: matching.Seeded | None, x: Tensor) -> float:
+        if sampler is not None:
+            # The same noise for every measurement: what differs is ψ and the images.
+            kept = sampler.generator
+            sampler.generator = generator(self.config.seed, "probe", device=self.config.device)
+        with torch.no_grad():
+            value = loss_module(
+                self.real,
+                x,
+                real_groups=self.real_labels,
+                synthetic_groups=self.labels,
+                num_groups=self.data.num_classes,
+            ).mean()
+        if sampler is not None:
+            sampler.generator = kept
+        return value.item()
+
+    def measure(
+        self, images: Tensor, loss_module: nn.Module, sampler: matching.Seeded | None
+    ) -> dict[str, float]:
+        """Return the numbers of this moment by name."""
+        now = self._features(formation.decode(images, self.config.factor))
+        seen = {"probe/images": self._loss(self.first_loss, self.first_sampler, now)}
+        if self.config.method in options.GAMES:
+            seen["probe/both"] = self._loss(loss_module, sampler, now)
+            seen["probe/sampler"] = self._loss(loss_module, sampler, self.start)
+        if sampler is not None:
+            stream = generator(self.config.seed, "probe", device=self.config.device)
+            with torch.no_grad():
+                scales = sampler.sampler.scales(generator=stream)
+                t = sampler.sampler(generator=stream)
+                phi = ncfd.functional.characteristic_function(
+                    F.normalize(self.real, dim=1),
+                    t,
+                    groups=self.real_labels,
+                    num_groups=self.data.num_classes,
+                ).abs()
+            levels = torch.tensor([0.1, 0.5, 0.9], device=phi.device)
+            # `quantile` takes at most 16 million values.
+            quantiles = torch.quantile(phi.flatten()[:10_000_000], levels).tolist()
+            seen |= {
+                "scale/lowest": scales.min().item(),
+                "scale/mean": scales.mean().item(),
+                "scale/highest": scales.max().item(),
+                "phi/quantile_10": quantiles[0],
+                "phi/median": quantiles[1],
+                "phi/quantile_90": quantiles[2],
+            }
+        return seen
+
+    def floors(self) -> dict[str, float]:
+        """Return the |φ| that mere noise reaches, for the two sample sizes."""
+        real = int(torch.bincount(self.real_labels).min())
+        synthetic = int(torch.bincount(self.labels).min())
+        return {
+            f"noise of {real} real images, 1/√N": matching.noise_floor(real),
+            f"noise of {synthetic} synthetic images, 1/√M": matching.noise_floor(synthetic),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the command line. Returns what is in `results.json`."""
+    args = options.parser().parse_args(arguments)
+    config = options.configure(args)
+    folder = prepare_folder(args, config)
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    data = load(
+        config.dataset,
+        Path(config.data_dir) if config.data_dir else None,
+        config.image_size,
+        device,
+    )
+    if data.skipped:
+        tqdm.write(f"{len(data.skipped)} unreadable files were left out:")
+        for name in data.skipped[:10]:
+            tqdm.write(f"  {name}")
+    network = networks.ConvNet(
+        data.channels, data.size, data.num_classes, config.width, config.depth
+    ).to(device)
+
+    # The sets that need no matching, each with its ρ.
+    starts = {
+        name: formation.packed_initialisation(
+            data.train_images,
+            data.train_labels,
+            ipc=config.ipc,
+            num_classes=data.num_classes,
+            factor=factor,
+            generator=generator(config.seed, "initial images"),
+        )
+        for name, factor in (("random", 1), ("mix", config.factor))
+    }
+
+    zoo, pretrain_seconds, result = None, 0.0, None
+    factor = 1 if config.method == "random" else config.factor
+    if config.method in options.DISTILLING:
+        began = time.perf_counter()
+        zoo = get_zoo(args.zoo, config, data, network, folder)
+        pretrain_seconds = time.perf_counter() - began
+        result = distill(config, data, network, zoo, *starts["mix"], folder)
+        images, labels = result.images, result.labels
+    else:
+        images, labels = starts[config.method]
+    report.save_distilled(
+        folder / "distilled.safetensors",
+        images,
+        labels,
+        data,
+        factor=factor,
+        method=config.method,
+        ipc=config.ipc,
+        seed=config.seed,
+    )
+
+    began = time.perf_counter()
+    compared = {config.method: (images, labels, factor)}
+    if config.baselines:
+        for name, f in (("random", 1), ("mix", config.factor)):
+            compared.setdefault(name, (*starts[name], f))
+    judged = {
+        name: evaluation.evaluate(
+            network,
+            data,
+            x,
+            y,
+            factor=f,
+            epochs=config.eval_epochs,
+            runs=config.eval_runs,
+            seed=config.seed,
+            name=f"evaluating {name}",
+            file=folder / f"evaluation-{name}.pt",
+        )
+        for name, (x, y, f) in compared.items()
+    }
+    evaluate_seconds = time.perf_counter() - began
+
+    summaries = {name: evaluation.summary(runs) for name, runs in judged.items()}
+    distill_seconds = result.seconds if result else 0.0
+    results = {
+        "accuracy": summaries.pop(config.method),
+        "method": config.method,
+        "dataset": config.dataset,
+        "ipc": config.ipc,
+        "seed": config.seed,
+        "timing": {
+            "pretrain_seconds": pretrain_seconds,
+            "distill_seconds": distill_seconds,
+            "seconds_per_iteration": distill_seconds / config.iterations,
+            "evaluate_seconds": evaluate_seconds,
+        },
+        "peak_memory_bytes": report.peak_memory(device),
+        "device": report.device_name(device),
+        "versions": report.versions(),
+        "config": config.as_dict(),
+        "baselines": summaries,
+        "storage_bytes": images.numel(),
+        "zoo_validation_accuracies": zoo.accuracies if zoo else [],
+        "skipped_files": data.skipped,
+    }
+    pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
+    if result is not None:
+        pictures += report.save_plots(folder / "plots", result.history, result.floors)
+    curves = {name: [run.curve for run in runs] for name, runs in judged.items()}
+    report.save_accuracy_plot(folder / "plots" / "accuracy.png", curves)
+    pictures.append(folder / "plots" / "accuracy.png")
+    command = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    report.write_page(
+        folder / "report.md", results, pictures, f"python examples/distill_cifar.py {command}"
+    )
+    report.write_results(folder / "results.json", results)
+
+    for name, value in report.table(results):
+        tqdm.write(f"{name:<46} {value}", file=sys.stdout)
+    tqdm.write(f"{'written to':<46} {folder}", file=sys.stdout)
+    return results
+
+
+def prepare_folder(args: Any, config: Config) -> Path:
+    """Create the output folder, or make sure that the run in it is the one that is wanted."""
+    name = f"{config.dataset}-{config.method}-ipc{config.ipc}-seed{config.seed}"
+    folder: Path = args.output_dir or Path("runs") / name
+    marker = folder / "config.json"
+    ways_out = "another --output-dir, or --overwrite to delete it"
+    if args.overwrite and marker.exists():
+        shutil.rmtree(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output-dir {folder} is a file")
+    if marker.exists():
+        stored = json.loads(marker.read_text())
+        wanted = config.as_dict()
+        differs = [
+            f"{key} {stored.get(key)!r} there, {wanted.get(key)!r} here"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key)
+        ]
+        if differs:
+            raise ValueError(
+                f"{folder} holds a run with other options ({'; '.join(differs)}); give {ways_out}"
+            )
+        finished = (folder / "results.json").exists()
+        if not args.resume and not finished:
+            raise ValueError(
+                f"{folder} holds an unfinished run of these options; give --resume to go on with "
+                f"it, {ways_out}"
+            )
+        if not args.resume:
+            shutil.rmtree(folder)  # the same options once more: the same files once more
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--output-dir {folder} is not empty and holds no run; give another")
+    for part in ("images", "plots"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    checkpoint.write_bytes(marker, json.dumps(config.as_dict(), indent=2).encode())
+    return folder
+
+
+def get_zoo(
+    given: Path | None, config: Config, data: Data, network: networks.ConvNet, folder: Path
+) -> Zoo:
+    """Return the zoo of this run: given, kept from before the run was stopped, or trained now."""
+    needed = {
+        "dataset": config.dataset,
+        "image_size": config.image_size,
+        "class_names": data.class_names,
+        "width": config.width,
+        "depth": config.depth,
+    }
+    own = needed | {"size": config.zoo_size, "epochs": config.zoo_epochs, "seed": config.seed}
+    if given is not None:
+        return load_zoo(given, needed, data.device)
+    file = folder / "zoo.pt"
+    if file.exists():
+        return load_zoo(file, own, data.device)
+    zoo = train_zoo(network, data, size=config.zoo_size, epochs=config.zoo_epochs, seed=config.seed)
+    save_zoo(file, zoo, own)
+    return zoo
+
+
+def save_pictures(
+    folder: Path,
+    data: Data,
+    start: tuple[Tensor, Tensor],
+    final: tuple[Tensor, Tensor, int],
+) -> list[Path]:
+    """Write the image grids."""
+    images, labels, factor = final
+    first = torch.cat(
+        [torch.nonzero(data.train_labels == c).flatten()[:10] for c in range(data.num_classes)]
+    )
+    decoded = formation.decode(images, factor)
+    grids = {
+        "real": (data.train_images[first].float() / 255, data.train_labels[first]),
+        "initial": start,
+        "distilled": (images, labels),
+        "distilled_decoded": (decoded, labels.repeat_interleave(factor**2)),
+    }
+    paths = []
+    for name, (x, y) in grids.items():
+        paths.append(folder / "images" / f"{name}.png")
+        report.save_grid(paths[-1], x, y, data.class_names)
+    return paths
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command with --resume goes on from the last checkpoint")

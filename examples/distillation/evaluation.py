@@ -1,0 +1,123 @@
+"""How good a small set is: fresh networks trained on it alone, judged on the test images."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import augmentation, checkpoint, formation, networks, training
+from .data import Data
+from .networks import Weights
+from .randomness import generator
+
+
+@dataclass
+class Run:
+    """One evaluation network. All accuracies in percent."""
+
+    test: float  # after the last epoch: the figure to quote
+    test_best: float  # best of `curve`: selected on the test set, for comparison only
+    validation: float  # after the last epoch, for every choice
+    curve: list[list[float]]  # [epoch, test, validation], a few epochs
+
+
+def evaluate(
+    network: nn.Module,
+    data: Data,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    factor: int,
+    epochs: int,
+    runs: int,
+    seed: int,
+    name: str,
+    file: Path | None = None,
+) -> list[Run]:
+    """Train `runs` fresh networks on the decoded images.
+
+    Args:
+        network: the architecture.
+        data: test and validation images, normalisation.
+        images: (N, channels, H, W) stored images in [0, 1].
+        labels: (N,).
+        factor: ρ of the stored images.
+        epochs: passes over the decoded images.
+        runs: number of networks.
+        seed: of initialisation, order and augmentation. The same seed gives every method the
+            same networks, so that differences between methods are not those between networks.
+        name: shown beside the progress bar.
+        file: finished runs are kept here and not repeated.
+    """
+    decoded = formation.decode(images, factor)
+    decoded_labels = labels.repeat_interleave(factor**2)
+    strategy = augmentation.TRAINING
+    strategy = augmentation.for_digits(strategy) if data.name == "digits" else strategy
+    # Looking five times is enough to see where the accuracy goes, and costs little.
+    looks = {max(1, round(epochs * k / 5)) for k in range(1, 6)}
+    done: list[Run] = []
+    if file is not None and file.exists():
+        done = [Run(**run) for run in checkpoint.load(file)["runs"]]
+    at_once = 1 if data.device.type == "cpu" else min(runs, 5)
+    with tqdm(total=runs * epochs, initial=len(done) * epochs, desc=name, unit="epoch") as bar:
+        for first in range(len(done), runs, at_once):
+            group = range(first, min(first + at_once, runs))
+            curves: list[list[list[float]]] = [[] for _ in group]
+
+            def after_epoch(
+                epoch: int,
+                weights: Weights,
+                loss: float,
+                curves: list[list[list[float]]] = curves,
+            ) -> None:
+                if epoch in looks:
+                    for r, curve in enumerate(curves):
+                        one = {n: w[r] for n, w in weights.items()}
+                        test = (data.test_images, data.test_labels)
+                        held = (data.validation_images, data.validation_labels)
+                        scores = [training.accuracy(network, one, data, *p) for p in (test, held)]
+                        curve.append([float(epoch), *scores])
+                    bar.set_postfix(loss=f"{loss:.3f}", validation=f"{curves[0][-1][2]:.1f}%")
+                bar.update(len(curves))
+
+            starts = [
+                networks.initial_weights(network, generator(seed, "evaluation weights", r))
+                for r in group
+            ]
+            training.train(
+                network,
+                networks.stack(starts),
+                data,
+                decoded,
+                decoded_labels,
+                [generator(seed, "evaluation training", r) for r in group],
+                epochs=epochs,
+                rate=1e-3,
+                schedule=training.halved_at_fifths,
+                strategy=strategy,
+                cutmix=0.5,
+                after_epoch=after_epoch,
+            )
+            for curve in curves:
+                _, test, validation = curve[-1]
+                done.append(Run(test, max(point[1] for point in curve), validation, curve))
+            if file is not None:
+                checkpoint.save(file, {"runs": [asdict(run) for run in done]})
+    return done
+
+
+def summary(runs: list[Run]) -> dict[str, Any]:
+    """Return mean, spread and single figures as `results.json` has them."""
+    test = torch.tensor([run.test for run in runs], dtype=torch.float64)
+    validation = torch.tensor([run.validation for run in runs], dtype=torch.float64)
+    best = torch.tensor([run.test_best for run in runs], dtype=torch.float64)
+    return {
+        "mean": test.mean().item(),
+        "std": test.std(correction=1).item() if len(runs) > 1 else 0.0,
+        "runs": test.tolist(),
+        "best_epoch_mean": best.mean().item(),
+        "validation_mean": validation.mean().item(),
+    }

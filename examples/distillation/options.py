@@ -1,0 +1,211 @@
+"""The command line, and the configuration it is turned into."""
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import data, networks
+
+METHODS = {
+    "ncfm": "the minmax game on the characteristic function discrepancy, frequencies by ψ",
+    "ncfm-fixed": "the same discrepancy, frequencies from a fixed normal distribution",
+    "ncfm-exact": "the game on the closed form of the squared discrepancy, no frequency noise",
+    "mmd": "the closed form with one fixed scale: a Gaussian kernel MMD",
+    "dm": "squared distance of the class means of the features",
+    "mix": "no matching: small real images packed together, the start of the methods above",
+    "random": "no matching: real images",
+}
+DISTILLING = ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")
+GAMES = ("ncfm", "ncfm-exact")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything the result of a run depends on."""
+
+    dataset: str
+    data_dir: str | None  # absolute
+    image_size: int  # pixels
+    method: str
+    preset: str
+    ipc: int  # stored images for each class
+    factor: int  # ρ: a stored image holds ρ² training images
+    iterations: int
+    alpha: float
+    seed: int
+    device: str
+    width: int
+    depth: int
+    zoo_size: int
+    zoo_epochs: int
+    batch_real: int  # for each class and iteration
+    num_frequencies: int
+    scale: float  # of the (initial) frequencies; features have unit norm
+    lr_image: float  # for one class alone; see `distill_cifar.py`
+    sampler_lr: float
+    patience: int  # iterations without progress before the image rate is halved
+    calibration: float  # weight of the cross-entropy
+    eval_epochs: int
+    eval_runs: int
+    baselines: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+#: What a preset fills in where an option is left out. `paper` follows the publication.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "iterations": 300,
+        "width": 32,
+        "zoo_size": 3,
+        "zoo_epochs": 2,
+        "batch_real": 128,
+        "num_frequencies": 1024,
+        "patience": 500,
+        "eval_epochs": 300,
+        "eval_runs": 3,
+    },
+    "paper": {
+        "iterations": 20_000,
+        "width": 128,
+        "zoo_size": 20,
+        "zoo_epochs": 60,
+        "batch_real": 1024,
+        "num_frequencies": 1024,
+        "patience": 500,
+        "eval_epochs": 2000,
+        "eval_runs": 10,
+    },
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    methods = "; ".join(f"{name}: {text}" for name, text in METHODS.items())
+    p = argparse.ArgumentParser(
+        prog="distill_cifar.py",
+        description="Distil an image data set into a few synthetic images per class by matching "
+        "characteristic functions of features, and evaluate the result.",
+    )
+    add = p.add_argument
+    add("--dataset", choices=data.DATASETS, default="digits", help="default: %(default)s")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="PATH",
+        help="folder with train/<class>/* and test/<class>/* (or val/), for every data set but "
+        "digits and CIFAR; for CIFAR the folder torchvision downloads to",
+    )
+    add("--image-size", type=int, metavar="PIXELS", help="side of the images")
+    add("--method", choices=METHODS, default="ncfm", help=f"{methods}. Default: %(default)s")
+    add("--ipc", type=int, help="stored images per class (digits: 1, else 10)")
+    add("--preset", choices=PRESETS, default="quick", help="defaults of the options below")
+    add("--iterations", type=int, help="matching steps")
+    add("--alpha", type=float, default=0.5, help="amplitude (1) against phase (0): %(default)s")
+    add("--seed", type=int, default=0, help="the result depends on nothing else: %(default)s")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes CUDA where it is")
+    add("--output-dir", type=Path, metavar="PATH", help="default: runs/<what is run>")
+    add("--resume", action="store_true", help="go on with the run in the output directory")
+    add("--overwrite", action="store_true", help="delete the run in the output directory first")
+    add("--zoo", type=Path, metavar="FILE", help="take the zoo.pt of another run, train none")
+    add("--zoo-size", type=int, help="networks in the zoo")
+    add("--zoo-epochs", type=int, help="training epochs of each")
+    add("--width", type=int, help="channels of the networks")
+    add("--depth", type=int, help="blocks of the networks (default: down to a 4x4 map)")
+    add("--batch-real", type=int, help="real images per class and iteration")
+    add("--factor", type=int, default=2, help="ρ: a stored image holds ρ² smaller: %(default)s")
+    add("--num-frequencies", type=int, help="frequencies per iteration")
+    add("--scale", type=float, help="scale of the frequencies, for ψ the initial one")
+    add("--lr-image", type=float, help="rate of the images, as for one class at a time")
+    add("--sampler-lr", type=float, help="rate of ψ")
+    add("--patience", type=int, help="iterations without progress until --lr-image is halved")
+    add(
+        "--calibration",
+        type=float,
+        metavar="WEIGHT",
+        help="weight of the cross-entropy under the trained network; 0 switches it off",
+    )
+    add(
+        "--no-calibration",
+        dest="calibration",
+        action="store_const",
+        const=0.0,
+        help="the same as --calibration 0",
+    )
+    add("--eval-epochs", type=int, help="training epochs of an evaluation network")
+    add("--eval-runs", type=int, help="evaluation networks")
+    add(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also evaluate `random` and `mix` of the same seed (default: yes)",
+    )
+    return p
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """Fill in the preset and check every value. Raises ValueError naming the option."""
+    values = {k: v for k, v in vars(args).items() if k in Config.__dataclass_fields__}
+    preset = dict(PRESETS[args.preset])
+    preset |= {
+        "ipc": 10,
+        "scale": 1.0,
+        "lr_image": 1e-3,
+        "sampler_lr": 1e-3,
+        "calibration": 1.0,
+    }
+    if args.dataset == "digits" and args.preset == "quick":
+        preset |= {"ipc": 1, "zoo_epochs": 10, "batch_real": 64}
+    if args.dataset == "tinyimagenet" and args.preset == "paper":
+        preset |= {"eval_epochs": 300}
+    values |= {k: v for k, v in preset.items() if values.get(k) is None}
+    values["data_dir"] = str(args.data_dir.resolve()) if args.data_dir else None
+    values["device"] = _device(args.device)
+    if values["image_size"] is None:
+        values["image_size"] = data.default_image_size(args.dataset, args.data_dir)
+    if values["depth"] is None:
+        values["depth"] = networks.default_depth(values["image_size"])
+    config = Config(**values)
+
+    positive = "image_size ipc factor width depth zoo_size zoo_epochs num_frequencies patience"
+    for name in [*positive.split(), "iterations", "batch_real", "eval_epochs", "eval_runs"]:
+        _check(name, values, values[name] >= 1, "a whole number >= 1")
+    _check("alpha", values, 0 <= config.alpha <= 1, "a number in [0, 1]")
+    for name in ("scale", "lr_image"):
+        _check(name, values, 0 < values[name] < float("inf"), "a number > 0")
+    for name in ("sampler_lr", "calibration"):
+        _check(name, values, 0 <= values[name] < float("inf"), "a number >= 0")
+    _check(
+        "image_size",
+        values,
+        config.image_size % config.factor == 0,
+        f"a multiple of --factor {config.factor}, so that the sub-images have whole pixels",
+    )
+    _check(
+        "depth",
+        values,
+        config.image_size >= 2**config.depth,
+        f"at most {config.image_size.bit_length() - 1}, since each block halves the "
+        f"{config.image_size} pixels",
+    )
+    return config
+
+
+def _check(name: str, values: dict[str, Any], good: bool, rule: str) -> None:
+    if not good:
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{option} must be {rule}; got {values[name]}")
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used ({first_line}); try cpu") from error
+    return name

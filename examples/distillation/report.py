@@ -1,0 +1,294 @@
+"""What a run leaves behind: the distilled set with its loader, figures, `results.json`, a page."""
+
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import safetensors.torch
+import torch
+from matplotlib.figure import Figure
+from safetensors import safe_open
+from torch import Tensor
+
+import ncfd
+
+from . import formation
+from .checkpoint import write_bytes
+from .data import Data
+from .history import History
+
+# ------------------------------------------------------------------------------------------------
+# The distilled set
+# ------------------------------------------------------------------------------------------------
+
+
+def save_distilled(
+    path: Path, images: Tensor, labels: Tensor, data: Data, *, factor: int, **about: Any
+) -> None:
+    """Write stored images in [0, 1] and labels, with all that is needed to use them.
+
+    The metadata of the file are JSON strings: `mean` and `std` (one number a channel, of the
+    training images in [0, 1]), `factor` (ρ), `class_names`, `decode`, and whatever is in `about`.
+    """
+    metadata = {
+        "mean": data.mean.flatten().tolist(),
+        "std": data.std.flatten().tolist(),
+        "factor": factor,
+        "class_names": data.class_names,
+        "decode": "cut into factor x factor parts, enlarge each bilinearly to the full size",
+        "dataset": data.name,
+        **about,
+    }
+    tensors = {"images": images.cpu().contiguous(), "labels": labels.cpu().contiguous()}
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    write_bytes(path, safetensors.torch.save(tensors, metadata=texts))
+
+
+def load_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return images ready for training (decoded, normalised), labels, and the metadata."""
+    with safe_open(path, "pt") as file:
+        info = {name: json.loads(text) for name, text in file.metadata().items()}
+        images, labels = file.get_tensor("images"), file.get_tensor("labels")
+    mean, std = (torch.tensor(info[name])[:, None, None] for name in ("mean", "std"))
+    images = (formation.decode(images, info["factor"]) - mean) / std
+    return images, labels.repeat_interleave(info["factor"] ** 2), info
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures
+# ------------------------------------------------------------------------------------------------
+
+
+def save_grid(path: Path, images: Tensor, labels: Tensor, class_names: list[str]) -> None:
+    """Draw images (N, channels, H, W) in [0, 1], one row a class, at most 10 by 10 of them."""
+    rows = []
+    for c in labels.unique()[:10].tolist():
+        rows.append((class_names[c], images[labels == c][:10].cpu()))
+    columns = max(len(row) for _, row in rows)
+    # Without pyplot: no global state, and no window system to look for.
+    figure = Figure(figsize=(0.9 * columns + 1.1, 0.9 * len(rows) + 0.1))
+    for r, (name, row) in enumerate(rows):
+        for k, image in enumerate(row):
+            axes = figure.add_axes(
+                (
+                    (1.05 + 0.9 * k) / figure.get_figwidth(),
+                    1 - (0.9 * (r + 1)) / figure.get_figheight(),
+                    0.86 / figure.get_figwidth(),
+                    0.86 / figure.get_figheight(),
+                )
+            )
+            pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+        y = 1 - (0.9 * r + 0.45) / figure.get_figheight()
+        figure.text(0.97 / figure.get_figwidth(), y, name[:14], ha="right", va="center", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def save_plots(folder: Path, history: History, floors: dict[str, float]) -> list[Path]:
+    """Draw the curves there are numbers for. Returns the files."""
+    series = {name: (np.array(s), np.array(v)) for name, (s, v) in history.series.items()}
+    written = []
+
+    def draw(name: str, title: str, ylabel: str, lines: dict[str, str], log: bool = False) -> None:
+        present = {key: label for key, label in lines.items() if key in series}
+        if not present:
+            return
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for key, label in present.items():
+            steps, values = series[key]
+            dense = len(steps) > 150
+            colour = axes.plot(steps, values, lw=1, alpha=0.3 if dense else 1.0)[0].get_color()
+            if dense:  # one value an iteration is noisy: show the mean of 1/30 of the run over it
+                window = len(values) // 30
+                smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+                axes.plot(steps[window - 1 :], smooth, lw=1.8, color=colour, label=label)
+            else:
+                axes.lines[-1].set_label(label)
+        if name == "noise_floor":
+            for label, value in floors.items():
+                axes.axhline(value, color="0.4", lw=1, ls=":" if "synthetic" in label else "--")
+                axes.annotate(label, (1, value), xycoords=("axes fraction", "data"), fontsize=7,
+                              ha="right", va="bottom", color="0.3")  # fmt: skip
+        if log:
+            axes.set_yscale("log")
+        axes.set(title=title, xlabel="iteration", ylabel=ylabel)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=110)
+        written.append(path)
+
+    draw(
+        "losses",
+        "Matching loss while both players move",
+        "loss, mean over classes",
+        {"loss/matching": "in each iteration: changing real images, extractor, frequencies"},
+    )
+    draw(
+        "players",
+        "Each player alone, on held-out images and a fixed extractor",
+        "loss, mean over classes",
+        {
+            "probe/images": "images now, frequencies of the start (image player lowers)",
+            "probe/sampler": "images of the start, frequencies now (ψ raises)",
+            "probe/both": "images now, frequencies now (the game)",
+        },
+    )
+    draw(
+        "gradients",
+        "Gradient norms",
+        "norm",
+        {"gradient/images": "images", "gradient/sampler": "ψ"},
+        log=True,
+    )
+    draw(
+        "calibration",
+        "Cross-entropy of the synthetic images under the trained extractor",
+        "nats",
+        {"loss/calibration": "cross-entropy"},
+    )
+    draw(
+        "scale",
+        "Scale of the frequencies (features have unit norm)",
+        "radians per unit",
+        {
+            "scale/highest": "largest coordinate scale",
+            "scale/mean": "mean",
+            "scale/lowest": "smallest",
+        },
+    )
+    draw(
+        "noise_floor",
+        "|φ| of real images at the frequencies in use",
+        "|φ|",
+        {
+            "phi/quantile_90": "90 % of frequencies lie below",
+            "phi/median": "median",
+            "phi/quantile_10": "10 % of frequencies lie below",
+        },
+        log=True,
+    )
+    return written
+
+
+def save_accuracy_plot(path: Path, curves: dict[str, list[list[list[float]]]]) -> None:
+    """Draw test (full) and validation (dotted) accuracy of the evaluation networks."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, runs in curves.items():
+        mean = np.array(runs).mean(0)  # (looks, 3)
+        line = axes.plot(mean[:, 0], mean[:, 1], marker="o", ms=4, label=f"{name}, test")[0]
+        axes.plot(mean[:, 0], mean[:, 2], ls=":", color=line.get_color(), label=f"{name}, held out")
+    axes.set(title="Networks trained on the small set alone", xlabel="epoch", ylabel="accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures in numbers
+# ------------------------------------------------------------------------------------------------
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far in bytes: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
+
+
+def device_name(device: torch.device) -> str:
+    """Return a name a reader can compare timings by."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that can change a result."""
+    return {
+        "ncfd": ncfd.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "matplotlib": mpl.__version__,
+    }
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`."""
+    write_bytes(path, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def table(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures shown at the end of a run and on its page."""
+    accuracy, timing = results["accuracy"], results["timing"]
+    runs = len(accuracy["runs"])
+
+    def text(a: dict[str, Any]) -> str:
+        return f"{a['mean']:.1f} ± {a['std']:.1f} %"
+
+    rows = [
+        (f"test accuracy, last epoch ({runs} networks)", text(accuracy)),
+        ("test accuracy, best epoch looked at", f"{accuracy['best_epoch_mean']:.1f} %"),
+        ("validation accuracy, last epoch", f"{accuracy['validation_mean']:.1f} %"),
+    ]
+    rows += [
+        (f"baseline {name}: test accuracy, last epoch", text(baseline))
+        for name, baseline in results["baselines"].items()
+    ]
+    if results["zoo_validation_accuracies"]:
+        mean = float(np.mean(results["zoo_validation_accuracies"]))
+        rows.append(("zoo members on validation images", f"{mean:.1f} %"))
+    distilled = f"{timing['distill_seconds']:.1f} s"
+    per_iteration = f"{timing['seconds_per_iteration']:.3f} s/iteration"
+    rows += [
+        ("storage at one byte a value", f"{results['storage_bytes']:,} bytes"),
+        ("zoo", f"{timing['pretrain_seconds']:.1f} s"),
+        ("distillation", f"{distilled} ({per_iteration})"),
+        ("evaluation", f"{timing['evaluate_seconds']:.1f} s"),
+        ("peak memory", f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+    ]
+    return rows
+
+
+def write_page(path: Path, results: dict[str, Any], pictures: list[Path], command: str) -> None:
+    """Write `report.md`: the table, how to read it, the figures and how to run it again."""
+    title = f"{results['method']} on {results['dataset']}, {results['ipc']} images per class"
+    lines = [f"# {title}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in table(results)]
+    config = results["config"]
+    lines += [
+        "",
+        f"Evaluation: {config['eval_runs']} fresh ConvNets of width {config['width']} and depth "
+        f"{config['depth']}, trained for {config['eval_epochs']} epochs on the stored images alone "
+        "(AdamW 1e-3, batch 128, rate halved at each fifth, hard labels, augmentation and CutMix). "
+        "The headline is the last epoch. The best epoch is chosen on the test images, and stands "
+        "here only for comparison with publications that quote it. ± is the standard deviation "
+        "over the networks, with the same stored images.",
+        "",
+        f"Device: {results['device']}. Seed {results['seed']}. Versions: "
+        + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        + ".",
+        "",
+        "```",
+        command,
+        "```",
+    ]
+    if results["skipped_files"]:
+        lines += ["", f"## {len(results['skipped_files'])} unreadable files were left out", ""]
+        lines += [f"- {name}" for name in results["skipped_files"]]
+    lines += ["", "## Figures", ""]
+    for picture in pictures:
+        relative = picture.relative_to(path.parent).as_posix()
+        lines += [f"![{picture.stem}]({relative})", ""]
+    lines += ["## Configuration", "", "```json", json.dumps(config, indent=2), "```", ""]
+    write_bytes(path, "\n".join(lines).encode())
