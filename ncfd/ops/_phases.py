@@ -21,18 +21,15 @@ KEEP_BYTES = 256 * 2**20
 #: while the product is cheap (small D); where the product dominates, longer blocks use it better.
 BLOCK_BYTES = {"cpu_small_dim": 2**20, "cpu_large_dim": 2**25, "accelerator": 2**28}
 
-# Below this many features, forming a phase again costs less than writing it out and reading it.
-_CHEAP_DIM = 192
+# Below this many features the cosines, not the product, set the pace.
+_SMALL_DIM = 192
 # Up to this many groups a product with the indicator matrix beats scattered additions on the CPU.
 _INDICATOR_GROUPS = 64
 
 
 def keeps_phases(x: Tensor, t: Tensor) -> bool:
-    """Whether the backward reuses the forward's phases (large D and within ``KEEP_BYTES``)."""
-    batch, rows, dim = x.shape
-    if x.device.type == "cpu" and dim < _CHEAP_DIM:
-        return False
-    return batch * rows * t.shape[1] * x.element_size() <= KEEP_BYTES
+    """Whether the backward reuses the forward's phases: if they fit ``KEEP_BYTES``."""
+    return x.shape[0] * x.shape[1] * t.shape[1] * x.element_size() <= KEEP_BYTES
 
 
 def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
@@ -41,7 +38,7 @@ def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
         return chunk
     if x.device.type != "cpu":
         block = BLOCK_BYTES["accelerator"]
-    elif x.shape[2] < _CHEAP_DIM:
+    elif x.shape[2] < _SMALL_DIM:
         block = BLOCK_BYTES["cpu_small_dim"]
     else:
         block = BLOCK_BYTES["cpu_large_dim"]
@@ -144,10 +141,10 @@ def forward(
             xb = x[b, n]
             shape = (*xb.shape[:2], num_freqs)
             if trig.shape != shape:  # the first block, and a shorter last one
-                theta, trig = x.new_empty(shape), x.new_empty(shape)
+                trig = x.new_empty(shape)
+                theta = theta if keep else x.new_empty(shape)
+            theta = kept[b, n] if keep else theta  # contiguous either way
             phases(xb, t if t.shape[0] == 1 else t[b], out=theta)
-            if keep:
-                kept[b, n] = theta
             wb = None if w is None else w[b, n]
             gb = None if groups is None else groups[b, n]
             cos_sum[b] += _reduce(torch.cos(theta, out=trig), wb, gb, num_groups)
@@ -179,11 +176,12 @@ def backward(
     radius = torch.hypot(grad_cos, grad_sin)  # (B, G, F)
     delta = torch.atan2(grad_cos, grad_sin)
     grad_x = x.new_empty(x.shape if need_x else (0,))
-    grad_t = t.new_zeros(t.shape if need_t else (0,))
+    grad_t = t.new_empty(t.shape if need_t else (0,))
     grad_w = x.new_empty((batch, rows) if need_w else (0,))
     keep = kept.numel() > 0
     with _autocast_off(x.device):
         turned = x.new_empty(0)
+        filled = False  # grad_t is as large as t: its first block writes, the others add
         for b, n in _blocks(batch, rows, _block_rows(x, t, chunk)):
             tb = t if t.shape[0] == 1 else t[b]
             xb = x[b, n]
@@ -214,10 +212,13 @@ def backward(
                 if need_x:
                     grad_x[b, n] = torch.mm(flat, t[0]).view(size, length, dim)
                 if need_t:
-                    grad_t[0].addmm_(flat.T, xb.reshape(size * length, dim))
+                    flat_x = xb.reshape(size * length, dim)
+                    torch.addmm(grad_t[0], flat.T, flat_x, beta=int(filled), out=grad_t[0])
+                    filled = True
             else:
                 if need_x:
                     grad_x[b, n] = torch.bmm(turned, tb)
                 if need_t:
-                    grad_t[b] += torch.bmm(turned.transpose(1, 2), xb)
+                    partial = torch.bmm(turned.transpose(1, 2), xb)
+                    grad_t[b] = partial if n.start == 0 else grad_t[b] + partial
     return grad_x, grad_t, grad_w
