@@ -69,7 +69,7 @@ def characteristic_function(
         groups: integer labels ``(N,)`` in ``[0, num_groups)``: one φ per group, in one pass.
         num_groups: G, required with ``groups``.
         chunk_size: rows of ``x`` whose phases are held at once. Default: as many as
-            :data:`ncfd.ops.BLOCK_BYTES` allows. The value changes by rounding only.
+            ``ncfd.ops.BUDGET`` allows. The value changes by rounding only.
 
     Returns:
         Complex ``(*, F)``, or ``(G, F)`` with groups; zeros for a group without samples.
@@ -535,7 +535,7 @@ def gaussian_ncfd(
         x_weights: ``(*, N)``, non-negative, not all zero.
         y_weights: ``(*, M)``, likewise.
         chunk_size: rows whose kernel values are held at once. Default: what
-            :data:`ncfd.ops.PAIR_BYTES` allows.
+            ``ncfd.ops.BUDGET`` allows.
 
     Returns:
         Shape ``*``; with groups a scalar, or ``(G,)`` for ``"none"`` with zeros for a group not

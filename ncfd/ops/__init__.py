@@ -5,8 +5,9 @@ weight, and they add: over chunks, groups, batches and processes. This is the on
 the cosine of a phase.
 """
 
+from ncfd.ops._budget import BUDGET
 from ncfd.ops._operator import sums
-from ncfd.ops._pairs import PAIR_BYTES, kernel_sums
-from ncfd.ops._phases import BLOCK_BYTES, KEEP_BYTES, features
+from ncfd.ops._pairs import kernel_sums
+from ncfd.ops._phases import features
 
-__all__ = ["BLOCK_BYTES", "KEEP_BYTES", "PAIR_BYTES", "features", "kernel_sums", "sums"]
+__all__ = ["BUDGET", "features", "kernel_sums", "sums"]

@@ -31,8 +31,8 @@ def sums(
         weights: ``(B, N)`` or None for ones; dtype of ``x``.
         groups: labels ``(B, N)``, int64 in ``[0, num_groups)``, or None for one group.
         num_groups: G.
-        chunk_size: rows whose phases are held at once; None chooses by ``BLOCK_BYTES``, and keeps
-            all phases for the backward when ``KEEP_BYTES`` allows.
+        chunk_size: rows whose phases are held at once; None chooses by ``BUDGET``, and keeps all
+            phases for the backward when the budget holds them.
 
     Differentiable twice in ``x``, ``t`` and ``weights``.
     """
@@ -46,7 +46,7 @@ def sums(
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
     if torch.compiler.is_compiling():
         apply = cf_sums
-    elif torch._C._functorch.peek_interpreter_stack() is not None:
+    elif _transforming():
         apply = _Sums.apply
     elif wants_grad:
         apply = _EagerSums.apply
@@ -54,6 +54,17 @@ def sums(
         apply = _phases.forward
     cos_sum, sin_sum, _ = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)
     return cos_sum, sin_sum
+
+
+def _transforming() -> bool:
+    """Inside a ``torch.func`` transform."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """A gradient of ``is_grads_batched=True``, which the in-place kernels cannot take."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad)
 
 
 @torch.library.custom_op("ncfd::cf_sums", mutates_args=())
@@ -158,7 +169,7 @@ def _backward_sums(
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
     if torch.compiler.is_compiling():
         apply = cf_sums_backward
-    elif torch.is_grad_enabled():
+    elif torch.is_grad_enabled() or _is_batched(grad_cos):
         apply = _SumsBackward.apply
     else:  # an ordinary backward: nothing above this to differentiate or to transform
         apply = _phases.backward
@@ -175,6 +186,7 @@ def _backward_sums(
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:6])
+    ctx.needs = inputs[8:]
     ctx.set_materialize_grads(False)
 
 
@@ -188,6 +200,10 @@ def _backward_backward(
     Used by gradient penalties on small batches: phases are whole, not in blocks.
     """
     grad_cos, grad_sin, x, t, weights, groups = ctx.saved_tensors
+    # An output that was not needed is empty, and so is its gradient.
+    u_x, u_t, u_w = (
+        u if needed else None for u, needed in zip((u_x, u_t, u_w), ctx.needs, strict=True)
+    )
     with torch.autocast(x.device.type, enabled=False):
         batch, _, num_freqs = grad_cos.shape
         rows = x.shape[1]
@@ -251,7 +267,7 @@ def _fold_t(t: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
 def _cf_sums_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     x, t, weights, groups, num_groups, chunk, keep = args
     size, batch = info.batch_size, _batch_of(x, in_dims[0])
-    outputs = cf_sums(
+    outputs = _Sums.apply(
         _fold(x, in_dims[0], size, batch),
         _fold_t(t, in_dims[1], size, batch),
         _fold(weights, in_dims[2], size, batch),
@@ -273,7 +289,7 @@ def _cf_sums_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> t
     # Unlike the forward, a gradient for shared frequencies differs per vmapped entry.
     folded_t = _fold(t, in_dims[3], size, batch) if need_t else _fold_t(t, in_dims[3], size, batch)
     empty = kept.numel() == 0
-    outputs = cf_sums_backward(
+    outputs = _SumsBackward.apply(
         _fold(grad_cos, in_dims[0], size, batch),
         _fold(grad_sin, in_dims[1], size, batch),
         _fold(x, in_dims[2], size, batch),

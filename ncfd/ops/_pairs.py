@@ -6,13 +6,44 @@ summed: the ones cancel in every discrepancy, and near-equal samples keep their 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-#: Bytes of kernel values held at once; beyond it rows are taken in chunks and formed again in the
-#: backward, so that memory stays linear in the samples.
-PAIR_BYTES = 64 * 2**20
+from ncfd.ops._budget import BUDGET
+
+
+class _FullProduct(torch.autograd.Function):
+    """``a @ b`` in the inputs' own precision, in the backward too, whatever autocast says there."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.bmm(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        need_a, need_b = ctx.needs_input_grad
+        return (
+            _product(grad, b.transpose(1, 2)) if need_a else None,
+            _product(a.transpose(1, 2), grad) if need_b else None,
+        )
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # a graph's backward runs without autocast already
+        return torch.bmm(a, b)
+    result: Tensor = _FullProduct.apply(a, b)
+    return result
 
 
 def _block(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor, scale: Tensor) -> Tensor:
@@ -22,9 +53,9 @@ def _block(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor, scale: Tensor) -> Ten
         xs, ys = x * component, y * component
         half = 0.5 * xs.square().sum(-1)  # (B, n)
         other = 0.5 * ys.square().sum(-1)
-        exponent = torch.baddbmm(other.unsqueeze(1), xs, ys.transpose(1, 2), beta=-1, alpha=1)
-        kernel = torch.expm1(exponent - half.unsqueeze(2))  # (B, n, M)
-        total = total + (torch.bmm(kernel, w_y.unsqueeze(2)).squeeze(2) * w_x).sum(1)
+        exponent = _product(xs, ys.transpose(1, 2)) - other.unsqueeze(1) - half.unsqueeze(2)
+        kernel = torch.expm1(exponent)  # (B, n, M)
+        total = total + (_product(kernel, w_y.unsqueeze(2)).squeeze(2) * w_x).sum(1)
     return total / scale.shape[0]
 
 
@@ -34,11 +65,12 @@ def kernel_sums(
     """``Σ_ij w_i w_j (k_σ(x_i, y_j) - 1)`` for each batch entry, averaged over K scales.
 
     ``x (B, N, D)``, ``y (B, M, D)``, weights ``(B, N)`` and ``(B, M)``, ``scale (K, D)`` ->
-    ``(B,)``. Without ``chunk_size`` the rows of ``x`` are cut so that a block fits ``PAIR_BYTES``.
+    ``(B,)``. Without ``chunk_size`` the rows of ``x`` are cut so that a block fits the budget, and
+    formed again in the backward, so that memory stays linear in the samples.
     """
     batch, rows, _ = x.shape
     pairs = batch * y.shape[1] * x.element_size() * scale.shape[0]
-    chunk = chunk_size if chunk_size is not None else max(1, PAIR_BYTES // max(pairs, 1))
+    chunk = chunk_size if chunk_size is not None else max(1, BUDGET["pairs"] // max(pairs, 1))
     with torch.autocast(x.device.type, enabled=False):
         if rows <= chunk:
             return _block(x, y, w_x, w_y, scale)

@@ -13,35 +13,25 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-#: Phases are kept from forward to backward when they take at most this many bytes on each side;
-#: beyond it they are formed again in the backward, block by block. The one memory budget.
-KEEP_BYTES = 256 * 2**20
+from ncfd.ops._budget import BUDGET, SMALL_DIM
 
-#: Bytes of one block of phases. On the CPU a block and its cosine should stay in a core's cache
-#: while the product is cheap (small D); where the product dominates, longer blocks use it better.
-BLOCK_BYTES = {"cpu_small_dim": 2**20, "cpu_large_dim": 2**25, "accelerator": 2**28}
-
-# Below this many features the cosines, not the product, set the pace.
-_SMALL_DIM = 192
 # Up to this many groups a product with the indicator matrix beats scattered additions on the CPU.
 _INDICATOR_GROUPS = 64
 
 
 def keeps_phases(x: Tensor, t: Tensor) -> bool:
-    """Whether the backward reuses the forward's phases: if they fit ``KEEP_BYTES``."""
-    return x.shape[0] * x.shape[1] * t.shape[1] * x.element_size() <= KEEP_BYTES
+    """Whether the backward reuses the forward's phases: if the budget holds them."""
+    return x.shape[0] * x.shape[1] * t.shape[1] * x.element_size() <= BUDGET["kept"]
 
 
 def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
-    """Rows of one block of phases: the caller's choice, or what ``BLOCK_BYTES`` allows."""
+    """Rows of one block of phases: the caller's choice, or what the budget allows."""
     if chunk > 0:
         return chunk
     if x.device.type != "cpu":
-        block = BLOCK_BYTES["accelerator"]
-    elif x.shape[2] < _SMALL_DIM:
-        block = BLOCK_BYTES["cpu_small_dim"]
+        block = BUDGET["block_accelerator"]
     else:
-        block = BLOCK_BYTES["cpu_large_dim"]
+        block = BUDGET["block_small_dim" if x.shape[2] < SMALL_DIM else "block_large_dim"]
     return max(1, block // (t.shape[1] * x.element_size()))
 
 
