@@ -6,6 +6,7 @@ from strategies import normal
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 
+import ncfd
 from ncfd import FrequencySampler, GaussianFrequencies, NCFDLoss
 from ncfd.functional import (
     amplitude_phase,
