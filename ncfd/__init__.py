@@ -1,6 +1,7 @@
 """Compare and match distributions through their characteristic functions."""
 
 from ncfd import distributions, functional
+from ncfd.estimator import CharacteristicFunction
 from ncfd.frequencies import (
     FrequencySampler,
     GaussianFrequencies,
@@ -13,6 +14,7 @@ from ncfd.loss import NCFDLoss
 __version__ = "0.1.0"
 
 __all__ = [
+    "CharacteristicFunction",
     "FrequencySampler",
     "GaussianFrequencies",
     "LaplaceFrequencies",

@@ -1,0 +1,21 @@
+"""How much memory the sums may take: the numbers to change when there is more or less of it."""
+
+from __future__ import annotations
+
+#: Bytes, by what they hold; assign an entry to change it (``ncfd.ops.BUDGET["kept"] = 0``).
+#: No entry changes a value beyond rounding.
+BUDGET: dict[str, int] = {
+    # Phases kept from forward to backward, for each side; larger ones are formed again in blocks.
+    "kept": 256 * 2**20,
+    # One block of phases on the CPU: inside a core's cache where the cosines set the pace (small
+    # D), longer where the product does.
+    "block_small_dim": 2**20,
+    "block_large_dim": 32 * 2**20,
+    # One block of phases on an accelerator: few launches.
+    "block_accelerator": 256 * 2**20,
+    # One block of kernel values in the closed form.
+    "pairs": 64 * 2**20,
+}
+
+#: Below this many features the cosines, not the product, set the pace on a CPU.
+SMALL_DIM = 192
