@@ -147,7 +147,7 @@ def _estimate(
     squares = zeros.scatter_add(0, groups, w.square())
     present = total > 0
     # An empty group: 0 / 1 = 0, and nothing to differentiate. NaN weights stay NaN.
-    total = torch.where(total == 0, torch.ones_like(total), total).unsqueeze(1)
+    total = torch.where(total == 0, 1.0, total).unsqueeze(1)
     return _Phi(re / total, im / total, present, squares.unsqueeze(1) / total.square())
 
 
@@ -184,8 +184,8 @@ def amplitude_phase(phi: Tensor) -> tuple[Tensor, Tensor]:
     re, im = _split(phi, "phi")
     zero = (re == 0) & (im == 0)
     # atan2 has no gradient at the origin; there it sees (0, 1) instead, and a constant.
-    angle = torch.atan2(im, torch.where(zero, torch.ones_like(re), re))
-    return _modulus(re, im), torch.where(zero, torch.zeros_like(angle), angle)
+    angle = torch.atan2(im, torch.where(zero, 1.0, re))
+    return _modulus(re, im), torch.where(zero, 0.0, angle)
 
 
 def _split(phi: object, name: str) -> tuple[Tensor, Tensor]:
@@ -205,7 +205,7 @@ def _split(phi: object, name: str) -> tuple[Tensor, Tensor]:
 def _root(value: Tensor) -> Tensor:
     """Square root with slope 0 at 0, so that equal inputs have a finite gradient."""
     positive = value > 0
-    root = torch.sqrt(torch.where(positive, value, torch.ones_like(value)))
+    root = torch.sqrt(torch.where(positive, value, 1.0))
     # `value * 0` keeps NaN a NaN and anything else 0.
     return torch.where(positive, root, value * 0)
 
@@ -231,16 +231,14 @@ def _chf(x_re: Tensor, x_im: Tensor, y_re: Tensor, y_im: Tensor, alpha: float) -
     if alpha > 0:
         total = x_mod + y_mod
         safe = total > tiny**0.5
-        factored = (d_re * (x_re + y_re) + d_im * (x_im + y_im)) / torch.where(
-            safe, total, torch.ones_like(total)
-        )
+        factored = (d_re * (x_re + y_re) + d_im * (x_im + y_im)) / torch.where(safe, total, 1.0)
         value = value + alpha * torch.where(safe, factored, x_mod - y_mod).square()
     if alpha < 1:
         z_re = x_re * y_re + x_im * y_im
         z_im = d_im * y_re - d_re * y_im  # Im z, by the differences
         product = x_mod * y_mod
         safe = z_re > tiny
-        denominator = torch.where(safe, product + z_re, torch.ones_like(product))
+        denominator = torch.where(safe, product + z_re, 1.0)
         phase = torch.where(safe, 2 * z_im.square() / denominator, 2 * (product - z_re))
         value = value + (1 - alpha) * phase
     return value
@@ -457,7 +455,7 @@ def _unbiased(x: _Phi, y: _Phi) -> Tensor:
             alone = check.values_visible(share) and bool(single.any())
             # Absent groups hold 0 or 1 here and are masked later: keep them finite.
             if common is not None:
-                share = torch.where(common.unsqueeze(1), share, torch.zeros_like(share))
+                share = torch.where(common.unsqueeze(1), share, 0.0)
         else:
             alone = share >= 1
         if alone:
@@ -482,7 +480,7 @@ def _reduce(value: Tensor, reduction: str, present: Tensor | None) -> Tensor:
         if reduction == "none":
             return value
         return value.mean(-1) if reduction == "mean" else value.sum(-1)
-    value = torch.where(present.unsqueeze(1), value, torch.zeros_like(value))  # (G, F)
+    value = torch.where(present.unsqueeze(1), value, 0.0)  # (G, F)
     if reduction == "none":
         return value
     if check.values_visible(present) and not bool(present.any()):
@@ -597,7 +595,7 @@ def gaussian_ncfd(
     normal = []
     for name, w in (("x", w_x), ("y", w_y)):
         total = w.sum(1, keepdim=True)
-        normal.append(w / torch.where(total == 0, torch.ones_like(total), total))
+        normal.append(w / torch.where(total == 0, 1.0, total))
         if unbiased:
             single = normal[-1].square().sum(1) >= 1
             single = single if present is None else single & present
@@ -612,13 +610,13 @@ def gaussian_ncfd(
         if unbiased:
             share = w.square().sum(1)
             if present is not None:
-                share = torch.where(present, share, torch.zeros_like(share))
+                share = torch.where(present, share, 0.0)
             term = term / (1 - share)
         value = value + 0.5 * term
     value = value - ops.kernel_sums(x, y, w_x, w_y, scale.to(dtype), chunk_size)
     if present is None:
         return value.reshape(batch)
-    value = torch.where(present, value, torch.zeros_like(value))
+    value = torch.where(present, value, 0.0)
     if reduction == "none":
         return value
     if check.values_visible(present) and not bool(present.any()):
@@ -651,7 +649,7 @@ def _by_group(x: Tensor, w: Tensor, groups: Tensor, count: int) -> tuple[Tensor,
     slot = torch.arange(longest, device=x.device)
     valid = slot < sizes.unsqueeze(1)  # (G, n)
     rows = order[(start.unsqueeze(1) + slot).clamp_max(len(groups) - 1)]
-    return x[rows], torch.where(valid, w[rows], torch.zeros((), dtype=w.dtype, device=w.device))
+    return x[rows], torch.where(valid, w[rows], 0.0)
 
 
 # ------------------------------------------------------------------------------------------------

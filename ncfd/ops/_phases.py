@@ -162,47 +162,50 @@ def backward(
     ``b = R cos δ`` and ``a = R sin δ``: one transcendental per phase instead of two.
     """
     batch, rows, dim = x.shape
-    num_freqs, num_groups = t.shape[1], grad_cos.shape[1]
+    num_freqs, shared = t.shape[1], t.shape[0] == 1
     radius = torch.hypot(grad_cos, grad_sin)  # (B, G, F)
     delta = torch.atan2(grad_cos, grad_sin)
-    grad_x = x.new_empty(x.shape if need_x else (0,))
-    grad_t = t.new_empty(t.shape if need_t else (0,))
-    grad_w = x.new_empty((batch, rows) if need_w else (0,))
-    keep = kept.numel() > 0
+    limit = _block_rows(x, t, chunk)
     with _autocast_off(x.device):
+        if batch * rows <= limit:
+            turned = phases(x, t) if kept.numel() == 0 else kept.clone()
+            grad_w = _slopes(turned, radius, delta, w, groups, need_w)
+            flat, flat_x = turned.view(-1, num_freqs), x.reshape(-1, dim)
+            grad_x = grad_t = x.new_empty(0)
+            if need_x:
+                grad_x = torch.mm(flat, t[0]).view_as(x) if shared else torch.bmm(turned, t)
+            if need_t and shared:
+                grad_t = torch.mm(flat.T, flat_x).unsqueeze(0)
+            elif need_t:
+                grad_t = torch.bmm(turned.transpose(1, 2), x)
+            return grad_x, grad_t, grad_w
+
+        grad_x = x.new_empty(x.shape if need_x else (0,))
+        grad_t = t.new_empty(t.shape if need_t else (0,))
+        grad_w = x.new_empty((batch, rows) if need_w else (0,))
         turned = x.new_empty(0)
         filled = False  # grad_t is as large as t: its first block writes, the others add
-        for b, n in _blocks(batch, rows, _block_rows(x, t, chunk)):
-            tb = t if t.shape[0] == 1 else t[b]
+        for b, n in _blocks(batch, rows, limit):
+            tb = t if shared else t[b]
             xb = x[b, n]
-            size, length = xb.shape[:2]
-            shape = (size, length, num_freqs)
+            shape = (*xb.shape[:2], num_freqs)
             if turned.shape != shape:
                 turned = x.new_empty(shape)
-            if groups is None:
-                radius_row, delta_row = radius[b], delta[b]  # (b, 1, F), broadcast over rows
+            if kept.numel() > 0:
+                turned.copy_(kept[b, n])
             else:
-                offset = torch.arange(size, device=x.device).unsqueeze(1) * num_groups
-                index = (groups[b, n] + offset).reshape(-1)
-                radius_row = radius[b].reshape(-1, num_freqs).index_select(0, index).view(shape)
-                delta_row = delta[b].reshape(-1, num_freqs).index_select(0, index).view(shape)
-            if keep:
-                torch.add(kept[b, n], delta_row, out=turned)
-            else:
-                phases(xb, tb, out=turned).add_(delta_row)
+                phases(xb, tb, out=turned)
+            wb = None if w is None else w[b, n]
+            gb = None if groups is None else groups[b, n]
+            slopes_w = _slopes(turned, radius[b], delta[b], wb, gb, need_w)
             if need_w:
-                grad_w[b, n] = (torch.sin(turned) * radius_row).sum(2)
-            if not (need_x or need_t):
-                continue
-            turned.cos_().mul_(radius_row)
-            if w is not None:
-                turned.mul_(w[b, n].unsqueeze(2))
-            if t.shape[0] == 1:
-                flat = turned.view(size * length, num_freqs)
+                grad_w[b, n] = slopes_w
+            if shared:
+                flat = turned.view(-1, num_freqs)
                 if need_x:
-                    grad_x[b, n] = torch.mm(flat, t[0]).view(size, length, dim)
+                    torch.mm(flat, t[0], out=grad_x[b, n].view(-1, dim))
                 if need_t:
-                    flat_x = xb.reshape(size * length, dim)
+                    flat_x = xb.reshape(-1, dim)
                     torch.addmm(grad_t[0], flat.T, flat_x, beta=int(filled), out=grad_t[0])
                     filled = True
             else:
@@ -212,3 +215,29 @@ def backward(
                     partial = torch.bmm(turned.transpose(1, 2), xb)
                     grad_t[b] = partial if n.start == 0 else grad_t[b] + partial
     return grad_x, grad_t, grad_w
+
+
+def _slopes(
+    theta: Tensor,
+    radius: Tensor,
+    delta: Tensor,
+    w: Tensor | None,
+    groups: Tensor | None,
+    need_w: bool,
+) -> Tensor:
+    """Turn the phases ``(b, n, F)`` into ``w R cos(θ + δ)`` in place; returns ``Σ_f R sin(θ + δ)``.
+
+    ``radius`` and ``delta`` are ``(b, G, F)``; the sum ``(b, n)`` is empty unless ``need_w``.
+    """
+    if groups is not None:
+        b, num_groups, num_freqs = radius.shape
+        offset = torch.arange(b, device=theta.device).unsqueeze(1) * num_groups
+        index = (groups + offset).reshape(-1)
+        radius = radius.reshape(-1, num_freqs).index_select(0, index).view(theta.shape)
+        delta = delta.reshape(-1, num_freqs).index_select(0, index).view(theta.shape)
+    theta.add_(delta)
+    grad_w = (torch.sin(theta) * radius).sum(2) if need_w else theta.new_empty(0)
+    theta.cos_().mul_(radius)
+    if w is not None:
+        theta.mul_(w.unsqueeze(2))
+    return grad_w
