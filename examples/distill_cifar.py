@@ -14,6 +14,7 @@ Source: Wang et al., "Dataset Distillation with Neural Characteristic Function",
 import copy
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -23,6 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Threads that wait asleep instead of spinning. On two busy cores this is several times faster; it
+# has to be said before PyTorch loads.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from distillation import (
     augmentation,
@@ -30,6 +35,7 @@ from distillation import (
     evaluation,
     formation,
     matching,
+    memory,
     networks,
     options,
     report,
@@ -340,6 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     config = options.configure(args)
     folder = prepare_folder(args, config)
     device = torch.device(config.device)
+    if device.type == "cpu":
+        memory.keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -427,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "seconds_per_iteration": distill_seconds / config.iterations,
             "evaluate_seconds": evaluate_seconds,
         },
-        "peak_memory_bytes": report.peak_memory(device),
+        "peak_memory_bytes": memory.peak_memory(device),
         "device": report.device_name(device),
         "versions": report.versions(),
         "config": config.as_dict(),

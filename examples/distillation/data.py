@@ -93,12 +93,7 @@ def load(dataset: str, data_dir: Path | None, size: int, device: torch.device) -
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
     kept, held = _held_out(tensors["train_labels"], len(names), share)
     images, labels = tensors["train_images"], tensors["train_labels"]
-    # In pieces, so that no float copy of a large data set is ever made.
-    pieces = [piece.float() / 255 for piece in images[kept].split(4096)]
-    count = sum(piece[:, 0].numel() for piece in pieces)
-    mean = torch.stack([p.sum((0, 2, 3), dtype=torch.float64) for p in pieces]).sum(0) / count
-    square = torch.stack([p.double().square().sum((0, 2, 3)) for p in pieces]).sum(0) / count
-    std = (square - mean**2).clamp(min=1e-6).sqrt()
+    mean, std = _statistics(images[kept])
     return Data(
         name=dataset,
         class_names=names,
@@ -108,10 +103,20 @@ def load(dataset: str, data_dir: Path | None, size: int, device: torch.device) -
         validation_labels=labels[held].to(device),
         test_images=tensors["test_images"].to(device),
         test_labels=tensors["test_labels"].to(device),
-        mean=mean.float()[:, None, None].to(device),
-        std=std.float()[:, None, None].to(device),
+        mean=mean[:, None, None].to(device),
+        std=std[:, None, None].to(device),
         skipped=skipped,
     )
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 images, in [0, 1]."""
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for piece in images.split(1024):  # no float copy of a large data set
+        x = piece.float() / 255
+        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).double()
+    mean, square = sums / images[:, 0].numel()
+    return mean.float(), (square - mean**2).clamp(min=1e-6).sqrt().float()
 
 
 def _required(dataset: str, data_dir: Path | None) -> Path:

@@ -2,8 +2,6 @@
 
 import json
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +193,6 @@ def save_accuracy_plot(path: Path, curves: dict[str, list[list[list[float]]]]) -
 # ------------------------------------------------------------------------------------------------
 # Figures in numbers
 # ------------------------------------------------------------------------------------------------
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far in bytes: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
 
 
 def device_name(device: torch.device) -> str:
