@@ -16,7 +16,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ncfd import ops
 from ncfd.functional import gaussian_ncfd, ncfd_loss
-from ncfd.ops import _phases
 
 B, N, D, F, G = 2, 5, 3, 4, 3
 
@@ -210,13 +209,16 @@ def test_sums_have_batched_gradients(kind: dict, chunk_size: int | None) -> None
     # `is_grads_batched`, which vectorised Jacobians use: a vmap over the plain backward.
     x, t, weights, groups, count = inputs(**kind)
     leaves = [v.requires_grad_() for v in (x, t, weights) if v is not None]
-    pair = torch.cat(ops.sums(x, t, weights, groups, count, chunk_size), -1)
-    vectors = normal(17, 3, *pair.shape)
-    batched = torch.autograd.grad(pair, leaves, vectors, is_grads_batched=True, retain_graph=True)
-    for i in range(3):
-        each = torch.autograd.grad(pair, leaves, vectors[i], retain_graph=True)
-        for a, b in zip(batched, each, strict=True):
-            torch.testing.assert_close(a[i], b, rtol=1e-12, atol=1e-13)
+    cos_sum, sin_sum = ops.sums(x, t, weights, groups, count, chunk_size)
+    for output in (cos_sum, sin_sum, torch.cat([cos_sum, sin_sum], -1)):
+        vectors = normal(17, 3, *output.shape)
+        batched = torch.autograd.grad(
+            output, leaves, vectors, is_grads_batched=True, retain_graph=True
+        )
+        for i in range(3):
+            each = torch.autograd.grad(output, leaves, vectors[i], retain_graph=True)
+            for a, b in zip(batched, each, strict=True):
+                torch.testing.assert_close(a[i], b, rtol=1e-12, atol=1e-13)
 
 
 # --- memory -----------------------------------------------------------------------------------
