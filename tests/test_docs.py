@@ -64,6 +64,16 @@ def run_page(path, namespace):
         assert printed is None or out.getvalue() == printed, f"{path.name}, line {line}"
 
 
+@pytest.fixture
+def one_thread():
+    """Sums in one order, and no waiting for cores that other work holds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_code_of_the_guide_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
