@@ -163,13 +163,14 @@ def _backward_sums(
     nothing = (None,) * 7
     if grad_cos is None and grad_sin is None:
         return nothing
+    batched = any(g is not None and _is_batched(g) for g in (grad_cos, grad_sin))
     grad_cos = x.new_zeros(ctx.sums_shape) if grad_cos is None else grad_cos
     grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
     need_x, need_t, need_w = ctx.needs_input_grad[:3]
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
     if torch.compiler.is_compiling():
         apply = cf_sums_backward
-    elif torch.is_grad_enabled() or _is_batched(grad_cos):
+    elif torch.is_grad_enabled() or batched:
         apply = _SumsBackward.apply
     else:  # an ordinary backward: nothing above this to differentiate or to transform
         apply = _phases.backward

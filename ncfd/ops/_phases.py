@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ncfd.ops._budget import BUDGET, SMALL_DIM
 
+# Rows that may be added one after the other in float32: 1e3 terms lose about 1e-7 of a mean.
+_SEQUENTIAL_ROWS = 1024
 # Up to this many groups a product with the indicator matrix beats scattered additions on the CPU.
 _INDICATOR_GROUPS = 64
 
@@ -113,6 +115,10 @@ def forward(
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
     limit = _block_rows(x, t, chunk)
+    if w is not None or groups is not None:
+        # Products and scattered additions sum a block's rows one after the other in float32 (plain
+        # sums do it pairwise): short blocks, added in float64, keep φ far below its noise.
+        limit = min(limit, _SEQUENTIAL_ROWS if x.device.type == "cpu" else 16 * _SEQUENTIAL_ROWS)
     with _autocast_off(x.device):
         if batch * rows <= limit:
             theta = phases(x, t)
