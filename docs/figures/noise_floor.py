@@ -48,7 +48,12 @@ def main() -> None:
             for key, s in zip("acb", SHIFTS, strict=True):
                 label = "equal" if s == 0 else f"shifted by {s:g}"
                 axis.loglog(
-                    SIZES, values[f"root, shift {s:g}"], "o-", color=colours[key], ms=3.5, label=label
+                    SIZES,
+                    values[f"root, shift {s:g}"],
+                    "o-",
+                    color=colours[key],
+                    ms=3.5,
+                    label=label,
                 )
             axis.set(xlabel="samples on each side", title=f"root loss, scale {scale:g}")
             axis.set_xticks([16, 64, 256, 1024], ["16", "64", "256", "1024"])

@@ -51,7 +51,9 @@ def main() -> None:
         circle.plot(0.45 * turn.cos(), 0.45 * turn.sin(), color=colours["text"], lw=1)
         middle = first + T * SHIFT / 2
         circle.text(0.57 * math.cos(middle), 0.57 * math.sin(middle), "t · shift", ha="left")
-        circle.set(aspect="equal", xticks=[], yticks=[], title=f"exp(i t x) and its mean, t = {T:g}")
+        circle.set(
+            aspect="equal", xticks=[], yticks=[], title=f"exp(i t x) and its mean, t = {T:g}"
+        )
         for spine in circle.spines.values():
             spine.set_visible(False)
         return figure
