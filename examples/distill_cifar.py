@@ -265,8 +265,13 @@ class Probe:
         ]
         chosen = torch.cat(held)
         self.real_labels = data.validation_labels[chosen]
-        self.real = self._features(data.validation_images[chosen])
-        self.start = self._features(formation.decode(initial_images, config.factor))
+        self.real = self._features(data.normalise(data.validation_images[chosen]))
+        self.start = self._features(self._decode(initial_images))
+        # |φ| is compared with the noise of a matching batch, so it is taken of one.
+        self.batch, self.batch_labels = RealBatches(
+            data, config.batch_real, generator(config.seed, "probe batch")
+        ).draw()
+        self.batch = self._features(self.batch)
         self.first_sampler = None
         if sampler is not None:  # ψ as it is now, before its first step
             self.first_sampler = matching.Seeded(
@@ -274,10 +279,11 @@ class Probe:
             )
         self.first_loss = matching.make_criterion(config, self.first_sampler)
 
+    def _decode(self, images: Tensor) -> Tensor:
+        return self.data.normalise(formation.decode(images, self.config.factor))
+
     def _features(self, images: Tensor) -> Tensor:
-        features, _ = networks.run_in_chunks(
-            self.network, self.weights, self.data.normalise(images)
-        )
+        features, _ = networks.run_in_chunks(self.network, self.weights, images)
         return features
 
     def _loss(self, loss_module: nn.Module, sampler: matching.Seeded | None, x: Tensor) -> float:
@@ -301,7 +307,7 @@ class Probe:
         self, images: Tensor, loss_module: nn.Module, sampler: matching.Seeded | None
     ) -> dict[str, float]:
         """Return the numbers of this moment by name."""
-        now = self._features(formation.decode(images, self.config.factor))
+        now = self._features(self._decode(images))
         seen = {"probe/images": self._loss(self.first_loss, self.first_sampler, now)}
         if self.config.method in options.GAMES:
             seen["probe/both"] = self._loss(loss_module, sampler, now)
@@ -312,9 +318,9 @@ class Probe:
                 scales = sampler.sampler.scales(generator=stream)
                 t = sampler.sampler(generator=stream)
                 phi = ncfd.functional.characteristic_function(
-                    F.normalize(self.real, dim=1),
+                    F.normalize(self.batch, dim=1),
                     t,
-                    groups=self.real_labels,
+                    groups=self.batch_labels,
                     num_groups=self.data.num_classes,
                 ).abs()
             levels = torch.tensor([0.1, 0.5, 0.9], device=phi.device)
@@ -332,7 +338,7 @@ class Probe:
 
     def floors(self) -> dict[str, float]:
         """Return the |φ| that mere noise reaches, for the two sample sizes."""
-        real = int(torch.bincount(self.real_labels).min())
+        real = int(torch.bincount(self.batch_labels).min())
         synthetic = int(torch.bincount(self.labels).min())
         return {
             f"noise of {real} real images, 1/√N": matching.noise_floor(real),

@@ -39,10 +39,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Load what `save` wrote. Never runs code from the file."""
+    content = io.BytesIO(path.read_bytes())
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start that stage again") from (
-            error
-        )
+        state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        what = f"{path} is damaged ({error}); delete it to start that stage again"
+        raise ValueError(what) from error
     return state

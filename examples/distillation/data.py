@@ -70,7 +70,7 @@ class Data:
 def default_image_size(dataset: str, data_dir: Path | None) -> int:
     """Return the side in pixels a data set is used at unless `--image-size` says otherwise."""
     if dataset == "imagefolder":
-        return imagefolder.guess_image_size(_required(dataset, data_dir))
+        return imagefolder.guess_image_size(required_folder(dataset, data_dir))
     if dataset in IMAGENET_SUBSETS:
         return 128
     return {"digits": 16, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64}[dataset]
@@ -89,7 +89,7 @@ def load(dataset: str, data_dir: Path | None, size: int, device: torch.device) -
     elif dataset in ("cifar10", "cifar100"):
         arrays, names = _cifar(dataset, data_dir, size)
     else:
-        arrays, names, skipped = imagefolder.read_folder(_required(dataset, data_dir), size)
+        arrays, names, skipped = imagefolder.read_folder(required_folder(dataset, data_dir), size)
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
     kept, held = _held_out(tensors["train_labels"], len(names), share)
     images, labels = tensors["train_images"], tensors["train_labels"]
@@ -119,7 +119,8 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), (square - mean**2).clamp(min=1e-6).sqrt().float()
 
 
-def _required(dataset: str, data_dir: Path | None) -> Path:
+def required_folder(dataset: str, data_dir: Path | None) -> Path:
+    """Return `--data-dir`, or say that it is missing."""
     if data_dir is None:
         raise ValueError(f"--dataset {dataset} needs --data-dir PATH; {imagefolder.LAYOUT}")
     return data_dir

@@ -1,7 +1,9 @@
 """Folders of images, read once with Pillow into one uint8 array and kept in a cache file."""
 
+import contextlib
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +125,10 @@ def read_folder(root: Path, size: int) -> tuple[dict[str, np.ndarray], list[str]
     names = ("train_images", "train_labels", "test_images", "test_labels")
     if path.exists():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 arrays = {name: stored[name] for name in names}
                 return arrays, classes, stored["skipped"].tolist()
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             path.unlink()  # a damaged cache is only a cache
     skipped: list[str] = []
     arrays = {}
@@ -140,5 +142,6 @@ def read_folder(root: Path, size: int) -> tuple[dict[str, np.ndarray], list[str]
             np.savez(file, skipped=np.array(skipped, dtype=str), **arrays)
         temporary.replace(path)
     except OSError:  # no room or no permission: the images are in memory, so go on without
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return arrays, classes, skipped

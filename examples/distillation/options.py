@@ -162,6 +162,8 @@ def configure(args: argparse.Namespace) -> Config:
     if args.dataset == "tinyimagenet" and args.preset == "paper":
         preset |= {"eval_epochs": 300}
     values |= {k: v for k, v in preset.items() if values.get(k) is None}
+    if args.dataset in data.FOLDERS:
+        data.required_folder(args.dataset, args.data_dir)
     values["data_dir"] = str(args.data_dir.resolve()) if args.data_dir else None
     values["device"] = _device(args.device)
     if values["image_size"] is None:

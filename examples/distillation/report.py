@@ -68,23 +68,21 @@ def save_grid(path: Path, images: Tensor, labels: Tensor, class_names: list[str]
     for c in labels.unique()[:10].tolist():
         rows.append((class_names[c], images[labels == c][:10].cpu()))
     columns = max(len(row) for _, row in rows)
+    cell = min(1.6, max(0.8, 6 / columns))  # inches
     # Without pyplot: no global state, and no window system to look for.
-    figure = Figure(figsize=(0.9 * columns + 1.1, 0.9 * len(rows) + 0.1))
+    width, height = cell * columns + 1.1, cell * len(rows) + 0.05
+    figure = Figure(figsize=(width, height))
     for r, (name, row) in enumerate(rows):
+        bottom = 1 - cell * (r + 1) / height
         for k, image in enumerate(row):
-            axes = figure.add_axes(
-                (
-                    (1.05 + 0.9 * k) / figure.get_figwidth(),
-                    1 - (0.9 * (r + 1)) / figure.get_figheight(),
-                    0.86 / figure.get_figwidth(),
-                    0.86 / figure.get_figheight(),
-                )
-            )
+            left = (1.05 + cell * k) / width
+            axes = figure.add_axes((left, bottom, 0.96 * cell / width, 0.96 * cell / height))
             pixels = image.permute(1, 2, 0).clamp(0, 1).numpy()
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
-        y = 1 - (0.9 * r + 0.45) / figure.get_figheight()
-        figure.text(0.97 / figure.get_figwidth(), y, name[:14], ha="right", va="center", fontsize=8)
+        figure.text(
+            0.97 / width, bottom + cell / 2 / height, name[:14], ha="right", va="center", fontsize=8
+        )
     figure.savefig(path, dpi=110)
 
 
@@ -186,7 +184,7 @@ def save_accuracy_plot(path: Path, curves: dict[str, list[list[list[float]]]]) -
         axes.plot(mean[:, 0], mean[:, 2], ls=":", color=line.get_color(), label=f"{name}, held out")
     axes.set(title="Networks trained on the small set alone", xlabel="epoch", ylabel="accuracy, %")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 

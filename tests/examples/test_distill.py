@@ -1,0 +1,227 @@
+"""The whole job at a tiny size."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import distill_cifar
+import pytest
+import torch
+from distillation import evaluation, report
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--iterations", "6", "--width", "8", "--zoo-size", "2", "--zoo-epochs", "1"),
+    *("--batch-real", "16", "--num-frequencies", "64", "--eval-epochs", "5", "--eval-runs", "2"),
+    *("--device", "cpu"),
+]
+
+
+def run(folder, *arguments):
+    return distill_cifar.main([*TINY, "--output-dir", str(folder), *arguments])
+
+
+def stored(folder):
+    return report.load_distilled(folder / "distilled.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "ncfm"
+    return folder, run(folder)
+
+
+def test_a_run_writes_everything(finished):
+    folder, returned = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(returned))
+    assert results["method"] == "ncfm"
+    assert results["dataset"] == "digits"
+    assert results["ipc"] == 1
+    assert results["seed"] == 0
+    assert len(results["accuracy"]["runs"]) == 2
+    mean = sum(results["accuracy"]["runs"]) / 2
+    assert results["accuracy"]["mean"] == pytest.approx(mean)
+    assert results["accuracy"]["std"] >= 0
+    assert results["accuracy"]["best_epoch_mean"] >= mean
+    assert set(results["timing"]) == {
+        "pretrain_seconds",
+        "distill_seconds",
+        "seconds_per_iteration",
+        "evaluate_seconds",
+    }
+    assert results["peak_memory_bytes"] > 1e7
+    assert results["config"]["iterations"] == 6
+    assert {"random", "mix"} == set(results["baselines"])
+    assert {"torch", "ncfd"} <= set(results["versions"])
+    assert results["device"].startswith("cpu")
+    for part in ("real", "initial", "distilled"):
+        assert (folder / "images" / f"{part}.png").stat().st_size > 1000
+    for plot in ("losses", "players", "gradients", "scale", "noise_floor", "accuracy"):
+        assert (folder / "plots" / f"{plot}.png").stat().st_size > 1000
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert (folder / "checkpoint.pt").exists()
+    page = (folder / "report.md").read_text()
+    assert "last epoch" in page
+    assert "images/distilled.png" in page
+
+
+def test_the_loader_gives_images_to_train_on(finished, digits):
+    folder, _ = finished
+    images, labels, info = stored(folder)
+    assert images.shape == (40, 1, 16, 16)
+    assert torch.bincount(labels).tolist() == [4] * 10
+    assert info["class_names"] == [str(c) for c in range(10)]
+    assert (info["factor"], info["method"], info["dataset"]) == (2, "ncfm", "digits")
+    # Normalised like the data the networks are tested on.
+    raw = images * digits.std + digits.mean
+    assert raw.min() > -1e-5
+    assert raw.max() < 1 + 1e-5
+
+
+def test_both_players_move(finished):
+    folder, _ = finished
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    series = state["history"]
+    assert all(v > 0 for v in series["gradient/images"][1])
+    assert all(v > 0 for v in series["gradient/sampler"][1])
+    assert series["probe/images"][1][-1] < series["probe/images"][1][0]
+    assert series["probe/sampler"][1][-1] > series["probe/sampler"][1][0]
+    assert len(series["loss/matching"][0]) == 6
+
+
+def test_the_same_seed_gives_the_same_images_and_another_other_ones(finished, tmp_path):
+    folder, results = finished
+    again = run(tmp_path / "again", "--no-baselines")
+    assert torch.equal(stored(tmp_path / "again")[0], stored(folder)[0])
+    assert again["accuracy"]["runs"] == results["accuracy"]["runs"]
+    run(tmp_path / "other", "--seed", "1", "--no-baselines", "--eval-runs", "1")
+    assert not torch.equal(stored(tmp_path / "other")[0], stored(folder)[0])
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path):
+    folder, results = finished
+    target = tmp_path / "killed"
+    # A real kill, without a chance to tidy up, right after the checkpoint of iteration 3.
+    script = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "examples")!r}]
+import distill_cifar
+from distillation import checkpoint
+save = checkpoint.save
+def save_then_die(path, state):
+    save(path, state)
+    if state.get("iteration") == 3:
+        os.kill(os.getpid(), 9)
+checkpoint.save = save_then_die
+distill_cifar.main(sys.argv[1:])
+"""
+    arguments = [*TINY, "--output-dir", str(target)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True
+    )
+    assert ended.returncode == -9, ended.stderr.decode()
+    assert torch.load(target / "checkpoint.pt", weights_only=True)["iteration"] == 3
+
+    with pytest.raises(ValueError, match="unfinished run of these options; give --resume"):
+        run(target)
+    with pytest.raises(ValueError, match=r"other options \(alpha 0\.5 there, 0\.3 here\)"):
+        run(target, "--resume", "--alpha", "0.3")
+    resumed = run(target, "--resume")
+    assert torch.equal(stored(target)[0], stored(folder)[0])
+    assert resumed["accuracy"] == results["accuracy"]
+
+
+def test_resuming_a_finished_run_repeats_nothing(finished, tmp_path, monkeypatch):
+    folder, results = finished
+    target = tmp_path / "copy"
+    shutil.copytree(folder, target)
+    monkeypatch.setattr(distill_cifar, "train_zoo", None)
+    monkeypatch.setattr(evaluation.training, "train", None)
+    again = run(target, "--resume")
+    assert again["accuracy"] == results["accuracy"]
+
+
+def test_foreign_folders_are_left_alone(tmp_path):
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(ValueError, match="not empty and holds no run"):
+        run(tmp_path, "--overwrite")
+    assert (tmp_path / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("method", ["ncfm-fixed", "ncfm-exact", "mmd", "dm", "mix", "random"])
+def test_every_method_runs_the_same_recipe(method, finished, tmp_path):
+    folder, _ = finished
+    short = ("--method", method, "--no-baselines", "--eval-runs", "1", "--iterations", "3")
+    zoo = ("--zoo", str(folder / "zoo.pt"))
+    results = run(tmp_path / method, *short, *zoo)
+    assert results["method"] == method
+    images, labels, info = stored(tmp_path / method)
+    assert info["factor"] == (1 if method == "random" else 2)
+    assert len(images) == len(labels) == (10 if method == "random" else 40)
+
+
+def test_a_zoo_of_another_network_is_refused(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(ValueError, match="holds a zoo for width 8; this run needs width 4"):
+        run(tmp_path / "x", "--zoo", str(folder / "zoo.pt"), "--width", "4")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    make = distill_cifar.matching.make_criterion
+
+    def poisoned(config, sampler):
+        criterion = make(config, sampler)
+        calls = []
+
+        def spoil(module, inputs, output):
+            if output.requires_grad:
+                calls.append(1)
+                if len(calls) == 5:
+                    return output + torch.tensor([0.0] * 7 + [float("nan")] + [0.0] * 2)[:, None]
+            return output
+
+        criterion.register_forward_hook(spoil)
+        return criterion
+
+    monkeypatch.setattr(distill_cifar.matching, "make_criterion", poisoned)
+    with pytest.raises(
+        FloatingPointError, match=r"iteration 4: the loss of class 7 is nan.*last good state"
+    ):
+        run(tmp_path / "nan", "--zoo", str(folder / "zoo.pt"))
+    good = torch.load(tmp_path / "nan" / "checkpoint.pt", weights_only=True)
+    assert good["iteration"] == 4
+    assert good["images"].isfinite().all()
+
+
+def test_a_folder_of_images_runs_to_the_end(tree, tmp_path):
+    results = run(
+        tmp_path / "folder",
+        *("--dataset", "imagefolder", "--data-dir", str(tree), "--ipc", "2", "--no-baselines"),
+    )
+    assert len(results["skipped_files"]) == 1
+    images, _, info = stored(tmp_path / "folder")
+    assert images.shape == (16, 3, 16, 16)
+    assert info["class_names"] == ["cold", "warm"]
+    assert "broken.jpg" in (tmp_path / "folder" / "report.md").read_text()
+
+
+def test_the_script_prints_a_table_and_a_readable_error(tmp_path):
+    script = [sys.executable, str(ROOT / "examples" / "distill_cifar.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [*TINY, "--output-dir", str(tmp_path / "run"), "--method", "random"]
+    ended = subprocess.run(
+        [*script, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "test accuracy, last epoch (2 networks)" in ended.stdout
+    assert "Warning" not in ended.stderr
+    ended = subprocess.run(
+        [*script, "--ipc", "-3"], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == "error: --ipc must be a whole number >= 1; got -3"

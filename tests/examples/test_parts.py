@@ -1,0 +1,241 @@
+"""The rooms that need no data: networks, files, numbers, the losses, the command line."""
+
+import errno
+import os
+
+import pytest
+import torch
+from distillation import checkpoint, matching, networks, options, training
+from distillation.history import History
+from distillation.randomness import generator
+from torch.nn import functional as F
+
+
+def configure(*arguments):
+    return options.configure(options.parser().parse_args(arguments))
+
+
+def test_purposes_are_independent_streams():
+    a, b = generator(0, "a"), generator(0, "b")
+    assert generator(0, "a").initial_seed() == a.initial_seed() != b.initial_seed()
+    assert generator(1, "a").initial_seed() != a.initial_seed()
+    assert generator(0, "a", 1).initial_seed() != generator(0, "a1").initial_seed()
+
+
+# Networks
+
+
+def test_convnet_has_instance_norm_and_the_right_sizes():
+    network = networks.ConvNet(3, 32, 10, width=8, depth=3)
+    features, logits = network(torch.randn(5, 3, 32, 32))
+    assert features.shape == (5, 8 * 4 * 4) == (5, network.num_features)
+    assert logits.shape == (5, 10)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert [(n.num_groups, n.num_channels) for n in norms] == [(8, 8)] * 3
+    assert [networks.default_depth(s) for s in (16, 32, 64, 128)] == [2, 3, 4, 5]
+
+
+def test_initial_weights_are_complete_and_seeded():
+    network = networks.ConvNet(1, 16, 10, width=8, depth=2)
+    state = torch.get_rng_state()
+    weights = networks.initial_weights(network, generator(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    shapes = {name: p.shape for name, p in network.named_parameters()}
+    assert {name: w.shape for name, w in weights.items()} == shapes
+    again = networks.initial_weights(network, generator(0))
+    assert all(torch.equal(again[name], w) for name, w in weights.items())
+
+
+def test_stacked_networks_are_the_networks_one_by_one():
+    network = networks.ConvNet(3, 16, 10, width=4, depth=2)
+    singles = [networks.initial_weights(network, generator(k)) for k in range(3)]
+    images = torch.randn(3, 6, 3, 16, 16, generator=generator(9))
+    together = networks.run_stacked(network, networks.stack(singles), images)
+    for w, x, logits in zip(singles, images, together, strict=True):
+        torch.testing.assert_close(networks.run(network, w, x)[1], logits, atol=1e-5, rtol=1e-4)
+        chunked = networks.run_in_chunks(network, w, x.repeat(50, 1, 1, 1))[1]
+        torch.testing.assert_close(chunked[:6], logits, atol=1e-5, rtol=1e-4)
+
+
+def test_networks_trained_side_by_side_are_the_networks_trained_alone(digits):
+    network = networks.ConvNet(1, 16, 10, width=4, depth=2)
+
+    def trained(members):
+        return training.train(
+            network,
+            networks.stack([networks.initial_weights(network, generator(k)) for k in members]),
+            digits,
+            digits.train_images[:200],
+            digits.train_labels[:200],
+            [generator("order", k) for k in members],
+            epochs=2,
+            rate=1e-3,
+            schedule=training.halved_at_fifths,
+            strategy=training.Strategy(),
+            cutmix=0.5,
+        )
+
+    together = trained([0, 1])
+    for k in (0, 1):
+        for name, alone in trained([k]).items():
+            torch.testing.assert_close(together[name][k], alone[0], atol=1e-4, rtol=1e-3)
+
+
+def test_schedules():
+    assert [training.halved_at_fifths(p) for p in (0, 0.19, 0.2, 0.5, 0.99)] == [
+        1,
+        1,
+        1 / 2,
+        1 / 4,
+        1 / 16,
+    ]
+    assert training.one_cycle(0) == 0
+    assert training.one_cycle(0.2) == 1
+    assert training.one_cycle(1) == 0
+
+
+# Losses
+
+
+@pytest.mark.parametrize("method", options.DISTILLING)
+def test_every_criterion_has_a_value_for_each_class_and_a_slope(method):
+    config = configure("--method", method, "--num-frequencies", "32", "--device", "cpu")
+    sampler = matching.make_sampler(config, 8)
+    criterion = matching.make_criterion(config, sampler)
+    real = torch.randn(30, 8, generator=generator(0))
+    groups = torch.arange(30) % 3
+    synthetic = torch.randn(6, 8, generator=generator(1), requires_grad=True)
+    values = criterion(
+        real,
+        synthetic,
+        real_groups=groups,
+        synthetic_groups=torch.arange(6) % 3,
+        num_groups=3,
+    )
+    assert values.shape[0] == 3
+    assert (values.mean(1) > 0).all()
+    values.mean(1).sum().backward()
+    assert synthetic.grad.abs().sum() > 0
+    parameters = list(criterion.parameters())
+    assert bool(parameters) == (method in options.GAMES)
+    if parameters:
+        # The last layer starts at zero, so only it has a slope in the first step.
+        assert sum(p.grad.abs().sum() for p in parameters if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize("method", options.GAMES)
+def test_steps_of_the_sampler_raise_the_loss_and_steps_of_the_images_lower_it(method):
+    config = configure("--method", method, "--num-frequencies", "256", "--device", "cpu")
+    real = 2 * F.normalize(torch.randn(200, 8, generator=generator(0)), dim=1)
+    start = real[:40] + 0.3
+
+    def value(criterion, sampler, synthetic):
+        sampler.generator = generator("same noise")
+        zeros = torch.zeros(200, dtype=torch.int64)
+        return criterion(
+            real, synthetic, real_groups=zeros, synthetic_groups=zeros[:40], num_groups=1
+        ).mean()
+
+    for player, sign in (("sampler", 1), ("images", -1)):
+        sampler = matching.make_sampler(config, 8)
+        criterion = matching.make_criterion(config, sampler)
+        synthetic = start.clone().requires_grad_()
+        moved = criterion.parameters() if player == "sampler" else [synthetic]
+        optimizer = torch.optim.SGD(moved, lr=1e-2)
+        before = value(criterion, sampler, synthetic)
+        before.backward()
+        optimizer.step()
+        after = value(criterion, sampler, synthetic)
+        assert sign * (after - before) > 0, player
+
+
+def test_mean_matching_is_the_distance_of_the_means():
+    x, y = torch.randn(8, 4), torch.randn(4, 4)
+    gx, gy = torch.tensor([0, 1] * 4), torch.tensor([0, 0, 1, 1])
+    values = matching.MeanMatching()(x, y, real_groups=gx, synthetic_groups=gy, num_groups=2)
+    nx, ny = F.normalize(x, dim=1), F.normalize(y, dim=1)
+    for c in (0, 1):
+        expected = (nx[gx == c].mean(0) - ny[gy == c].mean(0)).square().sum()
+        torch.testing.assert_close(values[c, 0], expected)
+
+
+# Files
+
+
+def test_a_file_is_either_old_or_new(tmp_path, monkeypatch):
+    file = tmp_path / "state.pt"
+    checkpoint.save(file, {"x": torch.arange(3), "n": 1, "names": ["a"]})
+    state = checkpoint.load(file)
+    assert torch.equal(state.pop("x"), torch.arange(3))
+    assert state == {"n": 1, "names": ["a"]}
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*the last one.*is kept"):
+        checkpoint.save(file, {"n": 2})
+    assert checkpoint.load(file)["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    file = tmp_path / "state.pt"
+    checkpoint.save(file, {"x": torch.arange(1000)})
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"state\.pt is damaged"):
+        checkpoint.load(file)
+
+
+# Numbers
+
+
+def test_history_names_the_class_that_is_not_finite():
+    history = History(["cat", "dog"])
+    good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
+    history.record(6, {"loss": good.mean()}, good)
+    history.flush()
+    history.record(7, {"loss": good.mean()}, good)
+    history.record(8, {"loss": bad.mean()}, bad)
+    with pytest.raises(FloatingPointError, match="iteration 8: the loss of class dog is nan"):
+        history.flush()
+
+
+def test_history_survives_a_checkpoint():
+    history = History(["a"])
+    history.add(0, {"x": 1.5})
+    history.record(1, {"x": torch.tensor(2.5)}, torch.ones(1))
+    history.flush()
+    other = History(["a"])
+    other.load_state_dict(history.state_dict())
+    assert other.series == {"x": ([0, 1], [1.5, 2.5])}
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ipc", "0"], "--ipc must be a whole number >= 1; got 0"),
+        (["--alpha", "1.5"], r"--alpha must be a number in \[0, 1\]; got 1.5"),
+        (["--alpha", "nan"], "--alpha must be"),
+        (["--scale", "-1"], "--scale must be a number > 0"),
+        (["--lr-image", "inf"], "--lr-image must be"),
+        (["--image-size", "15"], "--image-size must be a multiple of --factor 2"),
+        (["--depth", "5"], "--depth must be at most 4"),
+        (["--device", "tpu9"], "--device tpu9 cannot be used"),
+        (["--dataset", "imagewoof"], "--dataset imagewoof needs --data-dir PATH"),
+    ],
+)
+def test_bad_values_name_the_option_and_the_way_out(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        options.configure(options.parser().parse_args(arguments))
+
+
+def test_presets_fill_in_what_is_left_out():
+    paper = configure("--preset", "paper", "--dataset", "cifar10", "--width", "64")
+    assert (paper.iterations, paper.width, paper.zoo_size, paper.eval_runs) == (20_000, 64, 20, 10)
+    tiny = configure("--preset", "paper", "--dataset", "tinyimagenet", "--data-dir", "x")
+    assert (tiny.image_size, tiny.depth, tiny.eval_epochs) == (64, 4, 300)
+    assert configure("--no-calibration").calibration == 0
