@@ -107,7 +107,7 @@ class FrequencySampler(_Frequencies):
 
     Args:
         dim: D, the number of features.
-        num_frequencies: F.
+        num_frequencies: F, how many are drawn.
         num_components: K in [1, F]. Default: ``ceil(F / 16)``, as in the paper.
         scale: s, the starting standard deviation of the frequencies, in radians per unit of the
             features: a positive number or ``(D,)``.
@@ -260,7 +260,7 @@ class GaussianFrequencies(_FixedLaw):
 
     Args:
         dim: D, the number of features.
-        num_frequencies: F.
+        num_frequencies: F, how many are drawn.
         scale: a positive number or ``(D,)``, the standard deviation, in radians per unit of the
             features.
         learnable: learn the diagonal scale, as the adversary's side of the game.
@@ -291,7 +291,7 @@ class StudentTFrequencies(_FixedLaw):
 
     Args:
         dim: D, the number of features.
-        num_frequencies: F.
+        num_frequencies: F, how many are drawn.
         scale: a positive number or ``(D,)``: each coordinate is ``scale`` times a Student-t
             variable.
         df: degrees of freedom, positive; 1 is the Cauchy law.
@@ -361,7 +361,7 @@ class LaplaceFrequencies(_FixedLaw):
 
     Args:
         dim: D, the number of features.
-        num_frequencies: F.
+        num_frequencies: F, how many are drawn.
         scale: a positive number or ``(D,)``: each coordinate is Laplace(0, ``scale``), of standard
             deviation ``√2 scale``.
         learnable: learn the diagonal scale, as the adversary's side of the game.
@@ -405,7 +405,7 @@ class UniformFrequencies(_FixedLaw):
 
     Args:
         dim: D, the number of features.
-        num_frequencies: F.
+        num_frequencies: F, how many are drawn.
         scale: a positive number or ``(D,)``, half the width of the box.
         learnable: learn the diagonal scale, as the adversary's side of the game.
         method: ``"random"``, ``"orthogonal"`` or ``"sobol"``; see :class:`GaussianFrequencies`.
