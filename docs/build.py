@@ -48,7 +48,7 @@ def build() -> list[str]:
     steps = {
         "reference": [*sphinx, "-b", "html", str(reference)],
         "examples of the reference": [*sphinx, "-b", "doctest", str(WORK / "doctest")],
-        "guide": [*mkdocs, "-q", "--strict", "-f", str(DOCS / "mkdocs.yml")],
+        "guide": [*mkdocs, "-q", "--strict", "-f", str(DOCS / "mkdocs.yml"), "-d", str(SITE)],
     }
     environment["NCFD_API_INVENTORY"] = str(reference / "objects.inv")
     for name, command in steps.items():

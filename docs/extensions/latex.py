@@ -19,6 +19,8 @@ _OPERATORS = {
     "<mi>&#x027E8;</mi>": '<mo stretchy="false" form="prefix">⟨</mo>',
     "<mi>&#x027E9;</mi>": '<mo stretchy="false" form="postfix">⟩</mo>',
     "<mi>&#x0007E;</mi>": "<mo>∼</mo>",
+    # A bar has no side, so it takes space on both; in |φ| it should take none.
+    '<mo stretchy="false">&#x0007C;</mo>': '<mo stretchy="false" lspace="0" rspace="0">|</mo>',
 }
 
 

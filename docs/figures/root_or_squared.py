@@ -34,7 +34,7 @@ def main() -> None:
         for axis, (name, rows) in zip(axes, slopes.items(), strict=True):
             for key, (kind, row) in zip("ab", rows.items(), strict=True):
                 axis.loglog(SHIFTS, [abs(v) for v in row], "o-", color=colours[key], ms=3.5)
-                axis.text(0.012, abs(row[-1]) * 1.35, kind, color=colours[key])
+                axis.text(0.1, abs(row[3]) * 0.42, kind, color=colours[key])
             axis.set(xlabel="remaining shift", title=name)
             axis.set_xticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
             axis.set_yticks([1e-3, 1e-2, 1e-1], ["0.001", "0.01", "0.1"])
