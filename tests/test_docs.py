@@ -215,3 +215,55 @@ def test_the_reference_lists_every_public_module():
     for name in modules:
         assert f"ncfd.{name}" in source, name
     assert "ncfd" in sys.modules
+
+
+# --- what the guide says of the pipeline ---------------------------------------------------------
+
+
+def test_the_loader_shown_is_the_loader_used(tmp_path):
+    from distillation.report import load_distilled, save_distilled
+
+    data = types.SimpleNamespace(
+        mean=torch.tensor([[[0.2]]]), std=torch.tensor([[[0.4]]]), class_names=["a", "b"], name="x"
+    )
+    file = tmp_path / "distilled.safetensors"
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 2
+    save_distilled(file, images, labels, data, factor=2, method="mix", ipc=3, seed=0)
+    namespace = {}
+    run_page(GUIDE / "start-distillation.md", namespace)
+    for shown, used in zip(namespace["load_distilled"](file), load_distilled(file), strict=True):
+        assert torch.equal(shown, used) if isinstance(shown, torch.Tensor) else shown == used
+
+
+def test_the_pipeline_page_names_every_choice_and_preset():
+    from distillation import data, options
+
+    page = (GUIDE / "pipeline.md").read_text(encoding="utf-8")
+    for name in [*data.DATASETS, *options.METHODS]:
+        assert f"`{name}`" in page, name
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
+    shown = {
+        "`--iterations`": ["iterations"],
+        "`--width` of the networks": ["width"],
+        "`--zoo-size`, `--zoo-epochs`": ["zoo_size", "zoo_epochs"],
+        "`--batch-real` per class": ["batch_real"],
+        "`--num-frequencies`": ["num_frequencies"],
+        "`--eval-epochs`, `--eval-runs`": ["eval_epochs", "eval_runs"],
+    }
+    for row, names in shown.items():
+        for column, preset in ((2, "quick"), (3, "paper")):
+            cell = rows[row].split("|")[column]
+            numbers = [int(n.replace(" ", "")) for n in re.findall(r"\d[\d ]*\d|\d", cell)]
+            wanted = [options.PRESETS[preset][name] for name in names]
+            assert [n for n in numbers if n in wanted][: len(wanted)] == wanted, (row, preset)
+
+
+def test_numbers_behind_the_figures_are_kept():
+    scripts = {
+        p.stem
+        for p in (DOCS / "figures").glob("[a-z]*.py")
+        if "record(" in p.read_text(encoding="utf-8")
+    }
+    kept = {p.stem for p in (DOCS / "figures" / "results").glob("*.json")}
+    assert scripts == kept
+    assert len(kept) >= 5
