@@ -21,6 +21,8 @@ _OPERATORS = {
     "<mi>&#x0007E;</mi>": "<mo>∼</mo>",
     # A bar has no side, so it takes space on both; in |φ| it should take none.
     '<mo stretchy="false">&#x0007C;</mo>': '<mo stretchy="false" lspace="0" rspace="0">|</mo>',
+    "<mo>&#x0007C;</mo>": '<mo stretchy="false" lspace="0" rspace="0">|</mo>',
+    "<mo>&#x02016;</mo>": '<mo stretchy="false" lspace="0" rspace="0">‖</mo>',
 }
 
 
