@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import itertools
+import json
 import re
 import sys
 import types
@@ -267,3 +268,47 @@ def test_numbers_behind_the_figures_are_kept():
     kept = {p.stem for p in (DOCS / "figures" / "results").glob("*.json")}
     assert scripts == kept
     assert len(kept) >= 5
+
+
+def on_file(name):
+    return json.loads((DOCS / "figures" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def quoted_numbers():
+    """``(page, what the page must contain)``, formed from the files of numbers."""
+    floor = on_file("noise_floor")
+    sizes = [floor["samples_on_each_side"].index(n) for n in (16, 64, 256, 1024)]
+    for scale in ("1", "0.35"):
+        means = floor["mean_loss"][f"scale {scale}"]
+        for row, shift in (
+            (f"root loss of equal distributions, scale {scale}", "0"),
+            (f"shifted by 1, scale {scale}", "1"),
+        ):
+            cells = " | ".join(f"{means[f'root, shift {shift}'][i]:.3f}" for i in sizes)
+            yield "pictures", f"| {row} | {cells} |"
+    noise = on_file("frequency_noise")
+    columns = [noise["F"].index(n) for n in (16, 64, 256, 1024)]
+    for method, row in noise["relative_error_rms"]["scale 0.5"].items():
+        cells = " | ".join(
+            f"{100 * row[i]:.1f} %" if row[i] < 0.1 else f"{100 * row[i]:.0f} %" for i in columns
+        )
+        yield "choosing", f'| `"{method}"` | {cells} |'
+    learned = on_file("learned_frequencies")
+    first, last = learned["loss_first_and_last_ten"]
+    yield "pictures", f"from {first:.3f} to {last:.3f}"
+    yield "results", f"from {first:.3f} to {last:.3f}"
+    yield "pictures", "to ({:g}, {:g})".format(*learned["mean_scales"][-1])
+    matching = on_file("matching")["squared_loss_at_scale_1_5"]
+    yield "results", f"{matching['ncfd']:.3f} against {matching['mean']:.2f}"
+    kernel = on_file("fixed_kernel")["learned_scale"]
+    yield "pictures", f"{kernel['started at 3']:.1f}, learned on the other half"
+    yield "pictures", f"{kernel['started at 1']:.2f} instead"
+    half = on_file("precision")["root_loss_of_nearly_equal_sets"]
+    ratio = half["the plain lines under bfloat16 autocast"] / half["float64"]
+    yield "numerics", f"{ratio:.1f} times too large"
+
+
+@pytest.mark.parametrize(("page", "text"), list(quoted_numbers()))
+def test_quoted_numbers_are_those_on_file(page, text):
+    words = " ".join((GUIDE / f"{page}.md").read_text(encoding="utf-8").split())
+    assert text in words
