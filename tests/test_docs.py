@@ -312,3 +312,53 @@ def quoted_numbers():
 def test_quoted_numbers_are_those_on_file(page, text):
     words = " ".join((GUIDE / f"{page}.md").read_text(encoding="utf-8").split())
     assert text in words
+
+
+# --- two processes -------------------------------------------------------------------------------
+
+
+def gathered_step(rank, store, results):
+    """One step with the guide's ``whole`` and ``world``, each process with every other row."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    text = (GUIDE / "plug-in.md").read_text(encoding="utf-8")
+    (source,) = (s for _, s, _ in python_blocks(text) if "def whole" in s)
+    namespace = {"torch": torch}
+    exec(source.split("net, sampler")[0], namespace)
+    whole, world = namespace["whole"], namespace["world"]
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    x, y, net, psi = distributed_problem()
+    net, psi = (torch.nn.parallel.DistributedDataParallel(m) for m in (net, psi))
+    t = ncfd.functional.gradient_reversal(psi(torch.Generator().manual_seed(7)), 1 / world())
+    loss = ncfd.functional.ncfd_loss(whole(net(x[rank::2])), whole(net(y[rank::2])), t)
+    (world() * loss).backward()
+    gradients = [p.grad for m in (net, psi) for p in m.parameters()]
+    torch.save((loss.detach(), gradients), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def distributed_problem():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=g), 0.5 * torch.randn(24, 6, generator=g) + 1
+    torch.manual_seed(1)
+    net, psi = torch.nn.Linear(6, 4), ncfd.FrequencySampler(4, 64)
+    torch.nn.init.normal_(psi.network[-1].weight)  # at its start, most of ψ has no gradient
+    return x, y, net, psi
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_the_gathered_loss_is_that_of_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(gathered_step, (tmp_path / "store", tmp_path), nprocs=2)
+    with torch.random.fork_rng():
+        x, y, net, psi = distributed_problem()
+    t = ncfd.functional.gradient_reversal(psi(torch.Generator().manual_seed(7)))
+    loss = ncfd.functional.ncfd_loss(net(x), net(y), t)
+    loss.backward()
+    expected = [p.grad for m in (net, psi) for p in m.parameters()]
+    for rank in (0, 1):
+        value, gradients = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(value, loss.detach())
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            # Rows in another order: sums differ by rounding.
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
