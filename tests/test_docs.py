@@ -288,11 +288,10 @@ def quoted_numbers():
             yield "pictures", f"| {row} | {cells} |"
     noise = on_file("frequency_noise")
     columns = [noise["F"].index(n) for n in (16, 64, 256, 1024)]
-    for method, row in noise["relative_error_rms"]["scale 0.5"].items():
-        cells = " | ".join(
-            f"{100 * row[i]:.1f} %" if row[i] < 0.1 else f"{100 * row[i]:.0f} %" for i in columns
-        )
-        yield "choosing", f'| `"{method}"` | {cells} |'
+    for kind, scales in noise["relative_error_rms"].items():
+        for method, row in scales["scale 1"].items():
+            cells = (f"{100 * row[i]:.{1 if row[i] < 0.1 else 0}f} %" for i in columns)
+            yield "choosing", f'| {kind}, `"{method}"` | {" | ".join(cells)} |'
     learned = on_file("learned_frequencies")
     first, last = learned["loss_first_and_last_ten"]
     yield "pictures", f"from {first:.3f} to {last:.3f}"
