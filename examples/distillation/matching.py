@@ -94,11 +94,16 @@ def make_sampler(config: Config, dim: int) -> Seeded | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(make_generator(config.seed, "sampler weights").initial_seed())
         sampler: nn.Module
-        if config.method == "ncfm-exact":
-            # Only its scales are used. The closed form costs the same again for each of them.
-            sampler = ncfd.FrequencySampler(dim, 4, num_components=4, scale=config.scale)
-        elif config.method == "ncfm":
-            sampler = ncfd.FrequencySampler(dim, config.num_frequencies, scale=config.scale)
+        if config.method in GAMES:
+            # The closed form uses the scales only, and costs the same again for each of them.
+            exact = config.method == "ncfm-exact"
+            sampler = ncfd.FrequencySampler(
+                dim,
+                config.num_frequencies,
+                num_components=min(4, config.num_frequencies) if exact else None,
+                scale=config.scale,
+                max_ratio=config.max_ratio,
+            )
         else:
             sampler = ncfd.GaussianFrequencies(dim, config.num_frequencies, scale=config.scale)
     # On the device: a million normal numbers in each iteration are too many to bring there.

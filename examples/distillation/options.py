@@ -44,6 +44,7 @@ class Config:
     batch_real: int  # for each class and iteration
     num_frequencies: int
     scale: float  # of the (initial) frequencies; features have unit norm
+    max_ratio: float  # ψ keeps every scale within this factor of it
     lr_image: float  # for one class alone; see `distill_cifar.py`
     sampler_lr: float
     patience: int  # iterations without progress before the image rate is halved
@@ -119,6 +120,12 @@ def parser() -> argparse.ArgumentParser:
     add("--factor", type=int, default=2, help="ρ: a stored image holds ρ² smaller: %(default)s")
     add("--num-frequencies", type=int, help="frequencies per iteration")
     add("--scale", type=float, help="scale of the frequencies, for ψ the initial one")
+    add(
+        "--max-ratio",
+        type=float,
+        default=4.0,
+        help="ψ keeps every scale within this factor of --scale: %(default)s",
+    )
     add("--lr-image", type=float, help="rate of the images, as for one class at a time")
     add("--sampler-lr", type=float, help="rate of ψ")
     add("--patience", type=int, help="iterations without progress until --lr-image is halved")
@@ -178,6 +185,7 @@ def configure(args: argparse.Namespace) -> Config:
     _check("alpha", values, 0 <= config.alpha <= 1, "a number in [0, 1]")
     for name in ("scale", "lr_image"):
         _check(name, values, 0 < values[name] < float("inf"), "a number > 0")
+    _check("max_ratio", values, 1 < config.max_ratio < float("inf"), "a number > 1")
     for name in ("sampler_lr", "calibration"):
         _check(name, values, 0 <= values[name] < float("inf"), "a number >= 0")
     _check(

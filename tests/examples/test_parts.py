@@ -76,9 +76,13 @@ def test_networks_trained_side_by_side_are_the_networks_trained_alone(digits):
         )
 
     together = trained([0, 1])
+    x = digits.normalise(digits.test_images)
     for k in (0, 1):
-        for name, alone in trained([k]).items():
-            torch.testing.assert_close(together[name][k], alone[0], atol=1e-4, rtol=1e-3)
+        _, logits = networks.run(network, {n: w[k] for n, w in together.items()}, x)
+        _, alone = networks.run(network, {n: w[0] for n, w in trained([k]).items()}, x)
+        # By what they say, not by their weights: a bias before a norm has no slope but rounding,
+        # and Adam makes full steps of it.
+        torch.testing.assert_close(logits, alone, atol=2e-2, rtol=0)
 
 
 def test_schedules():
