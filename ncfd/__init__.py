@@ -10,6 +10,7 @@ from ncfd.frequencies import (
     UniformFrequencies,
 )
 from ncfd.loss import NCFDLoss
+from ncfd.two_sample import TwoSampleTestResult, two_sample_test
 
 __version__ = "0.1.0"
 
@@ -20,8 +21,10 @@ __all__ = [
     "LaplaceFrequencies",
     "NCFDLoss",
     "StudentTFrequencies",
+    "TwoSampleTestResult",
     "UniformFrequencies",
     "__version__",
     "distributions",
     "functional",
+    "two_sample_test",
 ]
