@@ -1,0 +1,92 @@
+"""Run a suite of benchmarks and write its results.
+
+    python benchmarks/run.py --suite loss --device cpu
+
+Results go to benchmarks/results/<suite>-<device>.json as they come, with a Markdown page beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The suites use the package, the examples' pipeline and the tests' reference, from the checkout.
+for folder in (ROOT / "examples", ROOT):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+SUITES = {
+    "loss": "the loss against its floors and the released form; the targets",
+    "frequencies": "variance of loss and gradient by way of drawing frequencies",
+    "precision": "error against float64 as the phases grow",
+    "scaling": "time and memory against N, D and F",
+    "pipeline": "the distillation step, part by part",
+    "two-sample": "the tests against plain ways to do the same",
+    "peers": "other discrepancies: what they compute, time, memory, accuracy",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    suites = "; ".join(f"{name}: {text}" for name, text in SUITES.items())
+    p = argparse.ArgumentParser(prog="run.py", description=f"Benchmarks of ncfd. {suites}.")
+    p.add_argument("--suite", choices=SUITES)
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--quick", action="store_true", help="tiny sizes: a rehearsal, no result")
+    p.add_argument("--output", type=Path, metavar="FILE", help="the JSON file to write")
+    # How a suite runs a part of itself in a fresh process.
+    p.add_argument("--probe", nargs=2, metavar=("SUITE", "JSON"), help=argparse.SUPPRESS)
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> Path | None:
+    """Run the command line; return the file written."""
+    p = parser()
+    args = p.parse_args(arguments)
+    if (args.suite is None) == (args.probe is None):
+        p.error("--suite is required")
+    if "pipeline" in (args.suite, args.probe and args.probe[0]):
+        # As the pipeline does it; has to be said before PyTorch loads.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from benchmarks import measuring, records
+
+    if args.probe is not None:
+        module = importlib.import_module(f"benchmarks.suites.{args.probe[0]}")
+        print(json.dumps(module.probe(json.loads(args.probe[1]))))
+        return None
+    if args.device == "cuda" and not torch.cuda.is_available():
+        p.error("--device cuda: no CUDA device here; rehearse with --device cpu --quick")
+    device = torch.device(args.device)
+    name = measuring.device_name(device)
+    if device.type == "cpu":
+        name = f"cpu {name}"
+    file = args.output or records.default_file(
+        ROOT / "benchmarks" / "results", args.suite, name, quick=args.quick
+    )
+    command = ["python", "benchmarks/run.py", "--suite", args.suite, "--device", args.device]
+    header = {
+        "suite": args.suite,
+        "command": shlex.join(command + ["--quick"] * args.quick),
+        "quick": args.quick,
+        "environment": measuring.environment(device),
+    }
+    written = records.Records(file, header)
+    began = time.perf_counter()
+    suite = importlib.import_module(f"benchmarks.suites.{args.suite.replace('-', '_')}")
+    suite.run(device, args.quick, written)
+    written.finish(seconds=round(time.perf_counter() - began, 1))
+    print(f"written to {file} after {written.content['seconds']} s")
+    return file
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Suite `frequencies`: variance of the loss and of its gradient by way of drawing frequencies.
+
+The squared loss under Gaussian frequencies has an exact value (all pairs), so each draw's error is
+known: `loss` is the relative root mean square error of the loss over draws, `gradient` that of its
+gradient for the synthetic samples. The root loss has no exact value: `root` is its relative spread.
+The second table asks how many frequencies each method needs for what 1024 random ones give.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ncfd
+from benchmarks import cases
+from benchmarks.records import Records
+from ncfd.frequencies import METHODS
+
+#: What the methods are compared with: this many random frequencies.
+BASE = 1024
+
+
+def run(device: torch.device, quick: bool, written: Records) -> None:
+    N, M = (32, 8) if quick else (512, 40)
+    draws = 4 if quick else 64
+    grid = cases.NUM_FREQUENCIES[:3] if quick else cases.NUM_FREQUENCIES
+    written.content["notes"] = [
+        f"{draws} draws of frequencies, N={N}, M={M}, features of length 1. An error estimated "
+        f"from {draws} draws is itself uncertain by about {100 / math.sqrt(2 * draws):.0f} %."
+    ]
+    for case in cases.FREQUENCIES[::4] if quick else cases.FREQUENCIES:
+        data = cases.make(cases.Problem(N, M, case.D, 1, learned=False), device)
+        exact = ncfd.functional.gaussian_ncfd(data.x.double(), data.y.double(), case.scale)
+        (slope,) = torch.autograd.grad(exact, data.y)
+        errors: dict[str, dict[int, dict[str, float]]] = {}
+        for method in METHODS:
+            errors[method] = {}
+            for F in grid:
+                found = _errors(data, case, method, F, draws, exact.item(), slope.float())
+                errors[method][F] = found
+                where: dict[str, Any] = {"D": case.D, "scale": f"{case.scale:g}", "method": method}
+                written.add("error", {**where, "F": F, **found})
+        for method in METHODS:
+            if method == "random":
+                continue
+            row: dict[str, Any] = {"D": case.D, "scale": f"{case.scale:g}", "method": method}
+            for what in ("loss", "gradient", "root"):
+                row[f"{what}_F"] = equal_error(errors["random"], errors[method], what)
+            written.add(
+                f"F with the error of {BASE} random frequencies", {**row, "why": case.reason}
+            )
+
+
+def _errors(
+    data: cases.Tensors,
+    case: cases.FrequencyCase,
+    method: str,
+    F: int,
+    draws: int,
+    exact: float,
+    slope: Tensor,
+) -> dict[str, float]:
+    g = torch.Generator().manual_seed(1)
+    law = ncfd.GaussianFrequencies(case.D, F, scale=case.scale, method=method).to(data.x.device)
+    values, gradients, roots = [], [], []
+    for _ in range(draws):
+        t = law(generator=g)
+        value = ncfd.functional.ncfd_loss(data.x, data.y, t, squared=True)
+        (gradient,) = torch.autograd.grad(value, data.y)
+        values.append(value.item())
+        gradients.append(((gradient - slope).norm() / slope.norm()).item())
+        with torch.no_grad():
+            roots.append(ncfd.functional.ncfd_loss(data.x, data.y, t).item())
+    value_errors = torch.tensor(values, dtype=torch.float64) / exact - 1
+    root = torch.tensor(roots, dtype=torch.float64)
+    return {
+        "loss": value_errors.square().mean().sqrt().item(),
+        "gradient": torch.tensor(gradients, dtype=torch.float64).square().mean().sqrt().item(),
+        "root": (root.std() / root.mean()).item(),
+    }
+
+
+def equal_error(
+    random: dict[int, dict[str, float]], other: dict[int, dict[str, float]], what: str
+) -> float:
+    """The F at which `other` has the error of BASE random frequencies; between points, power law.
+
+    Random errors fall as 1/√F exactly, so all points of that curve tell its height. Below the
+    smallest F of the grid the answer is that F; beyond the largest the curve goes on as 1/√F.
+    """
+    heights = [math.log(e[what]) + 0.5 * math.log(F) for F, e in random.items()]
+    wanted = sum(heights) / len(heights) - 0.5 * math.log(BASE)
+    points = [(math.log(F), math.log(max(e[what], 1e-300))) for F, e in sorted(other.items())]
+    if points[0][1] <= wanted:
+        return math.exp(points[0][0])
+    for (f0, e0), (f1, e1) in itertools.pairwise(points):
+        if e1 <= wanted:
+            return math.exp(f0 + (f1 - f0) * (e0 - wanted) / (e0 - e1))
+    # Beyond the grid the error keeps falling as 1/√F.
+    return math.exp(points[-1][0] + 2 * (points[-1][1] - wanted))

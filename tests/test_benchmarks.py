@@ -1,0 +1,193 @@
+"""The benchmarks run, at sizes too small to time anything, and their arithmetic is right."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+
+from benchmarks import cases, compare, measuring, peers, records, run
+from benchmarks.suites import frequencies, precision
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+def tables(file):
+    content = records.load(file)
+    assert content["finished"]
+    assert content["environment"]["device"]
+    assert file.with_suffix(".md").read_text(encoding="utf-8").startswith("# ")
+    return content["tables"]
+
+
+def start(suite, folder):
+    file = folder / f"{suite}.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--suite", suite, "--quick"]
+    done = subprocess.run([*command, "--output", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return tables(file)
+
+
+def test_loss_suite_judges_every_target(tmp_path):
+    file = run.main(["--suite", "loss", "--quick", "--output", str(tmp_path / "loss.json")])
+    found = tables(file)
+    judged = {(row["case"], row["measure"]) for row in found["targets"]}
+    for case in cases.LOSS:
+        assert (case.name, "released form / ours") in judged
+        assert ((case.name, "ours / bare products") in judged) == (case.over_products is not None)
+    for row in found["targets"]:
+        assert row["verdict"] == (
+            "measured"
+            if row["target"] == "-"
+            else "met"
+            if (row["ratio"] >= float(row["target"][3:])) == (row["target"][0] == ">")
+            else "MISSED"
+        )
+    assert found["memory"][0]["verdict"] in ("met", "not measured")
+
+
+@pytest.mark.parametrize("suite", ["frequencies", "precision", "two-sample", "peers"])
+def test_suite_in_this_process(suite, tmp_path):
+    file = tmp_path / f"{suite}.json"
+    assert run.main(["--suite", suite, "--quick", "--output", str(file)]) == file
+    assert tables(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["scaling", "pipeline"])
+def test_slower_suites(suite, tmp_path):
+    assert start(suite, tmp_path)
+
+
+def test_accelerator_is_refused_where_there_is_none(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        run.main(["--suite", "loss", "--device", "cuda", "--output", str(tmp_path / "f.json")])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_released_form_is_the_discrepancy():
+    data = cases.make(cases.Problem(12, 9, 5, 7), CPU)
+    for alpha in (0.5, 0.2):
+        ours = peers.released_form(data.x, data.y, data.t, alpha).item()
+        exact = reference.ncfd_loss(data.x, data.y, data.t, alpha=alpha)
+        assert ours == pytest.approx(float(exact), rel=1e-5)  # float32, gaps of 0.1
+
+
+def test_closed_forms_of_the_peers():
+    data = cases.make(cases.Problem(20, 20, 3, 4), CPU)
+    x, y = data.x, data.y.detach()
+    exact = peers.exact_rbf_mmd(x, y, 2.0)
+    assert exact == pytest.approx(reference.gaussian_kernel_loss(x, y, 2.0), rel=1e-9)
+    assert peers.rbf_mmd(x, y, 2.0).item() == pytest.approx(exact, rel=1e-4)
+    # Standard normal samples at a fine rule: the quadrature is the integral.
+    z = 0.7 + torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u = peers.directions(4, 3, CPU).double()
+    fine = peers.epps_pulley(z, u, knots=4001, end=8.0).item()
+    assert fine == pytest.approx(peers.exact_epps_pulley(z, u), rel=1e-6)
+
+
+def test_bare_products_compute_what_they_claim():
+    data = cases.make(cases.Problem(6, 5, 4, 3), CPU)
+    contender = peers.products(data)
+    contender.backward(contender.forward())
+    assert cases.Problem(6, 5, 4, 3).product_flops == 2 * 3 * 4 * (11 + 5 + 11)
+    assert cases.Problem(6, 5, 4, 3, learned=False).product_flops == 2 * 3 * 4 * (11 + 5)
+
+
+def test_quantiles_and_ratios():
+    q = measuring.Quantiles.of([5.0, 1.0, 3.0, 2.0, 4.0, 6.0])
+    assert (q.median, q.low, q.high, q.count) == (3.5, 2.0, 5.0, 6)
+    # A machine that slows down threefold half-way changes times, not the ratio.
+    slow = measuring.Rounds([2.0, 2.0, 6.0, 6.0], [2.0, 2.0, 6.0, 6.0])
+    fast = measuring.Rounds([1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 3.0, 3.0])
+    assert measuring.ratio(slow, fast).median == 2.0
+
+
+def test_interleave_alternates_and_clears():
+    seen = []
+    leaf = torch.ones(3, requires_grad=True)
+
+    def work(name):
+        def forward():
+            assert leaf.grad is None
+            seen.append(name)
+            return leaf.sum()
+
+        return measuring.differentiated(forward, [leaf])
+
+    rounds = measuring.interleave(
+        {"a": work("a"), "b": work("b")}, CPU, seconds=0, at_least=3, warm_up=1
+    )
+    assert seen == ["a", "b", *"ab", *"ba", *"ab"]
+    assert all(len(r.both) == 3 for r in rounds.values())
+
+
+def test_peak_memory_sees_a_large_tensor():
+    work = measuring.Contender(lambda: torch.ones(32 * 2**20))
+    peak = measuring.peak_memory(work, CPU)
+    assert peak is None or 120 * measuring.MIB < peak < 140 * measuring.MIB
+
+
+def test_equal_error_on_power_laws():
+    grid = (16, 64, 256, 1024)
+    random = {F: {"loss": 3 / math.sqrt(F)} for F in grid}
+    better = {F: {"loss": 1.5 / math.sqrt(F)} for F in grid}
+    worse = {F: {"loss": 6 / math.sqrt(F)} for F in grid}
+    assert frequencies.equal_error(random, random, "loss") == pytest.approx(1024)
+    assert frequencies.equal_error(random, better, "loss") == pytest.approx(256)
+    assert frequencies.equal_error(random, worse, "loss") == pytest.approx(4096)
+
+
+def test_eleven_bits():
+    x = torch.tensor([1.0, 1 + 2.0**-10, 1 + 2.0**-11, 1 + 3 * 2.0**-11, -1 - 2.0**-12, 0.0])
+    rounded = torch.tensor([1.0, 1 + 2.0**-10, 1.0, 1 + 2.0**-9, -1.0, 0.0])
+    assert torch.equal(precision._eleven_bits(x), rounded)
+
+
+def test_a_killed_run_keeps_its_rows(tmp_path):
+    file = tmp_path / "loss.json"
+    written = records.Records(file, {"suite": "loss", "environment": {"device": "d"}})
+    written.add("times", {"case": "a", "both_ms": 1.5})
+    content = records.load(file)
+    assert content["tables"]["times"] == [{"case": "a", "both_ms": 1.5}]
+    assert not content["finished"]
+    assert "Not finished" in file.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_compare_matches_rows_by_what_was_measured(tmp_path, capsys):
+    environment = {"device": "d", "threads": 1, "commit": "c", "date": "t"}
+    files = []
+    for number, (time, count) in enumerate(((4.0, 7), (2.0, 9))):
+        rows = [{"case": "a", "N": 64, "both_ms": time, "repetitions": count, "verdict": "met"}]
+        rows.append({"case": "a", "N": 128 + 64 * number, "both_ms": 1.0})
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps({"environment": environment, "tables": {"times": rows}}))
+        files.append(str(file))
+    compare.main(files)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == ["times 64 a: both_ms x0.5"]
+
+
+def test_plots(tmp_path):
+    plot = pytest.importorskip("benchmarks.plot")
+    run.main(["--suite", "precision", "--quick", "--output", str(tmp_path / "precision.json")])
+    sizes = {"contender": "ncfd", "N": 8, "D": 2, "F": 4, "both_ms": 1.0}
+    errors = {"D": 2, "scale": "1", "method": "random", "F": 4, "loss": 0.1, "gradient": 0.2}
+    for suite, table, rows in (
+        ("scaling", "scaling", [{"sweep": letter, **sizes} for letter in "NDF"]),
+        ("frequencies", "error", [errors]),
+    ):
+        header = {"suite": suite, "environment": measuring.environment(CPU)}
+        written = records.Records(tmp_path / f"{suite}.json", header)
+        for row in rows:
+            written.add(table, row)
+    drawn = plot.main(["--results", str(tmp_path), "--output", str(tmp_path)])
+    assert sorted(p.name for p in drawn) == ["frequencies.svg", "precision.svg", "scaling.svg"]
+    assert all(p.stat().st_size > 1000 for p in drawn)
