@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 import train_gan
 
 import ncfd
@@ -102,6 +103,17 @@ def test_colour_images_from_folders(tmp_path, tree):
     results = train_gan.main(arguments)
     assert [step for step, _ in results["curve"]] == [0, 1, 2]
     assert (tmp_path / "out" / "samples.png").exists()
+
+
+def test_cifar_through_torchvision(tmp_path, monkeypatch):
+    def fake(root, train, transform, download):
+        assert download
+        return torchvision.datasets.FakeData(40, (3, 32, 32), transform=transform)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
+    arguments = ["--dataset", "cifar10", "--data-dir", str(tmp_path), "--steps", "1"]
+    results = train_gan.main([*arguments, "--output-dir", str(tmp_path / "out"), *SMALL])
+    assert len(results["curve"]) == 2
 
 
 def test_what_cannot_be(tmp_path):
