@@ -363,7 +363,7 @@ def test_compiled_loss_takes_any_number_of_samples() -> None:
     compiled = torch.compile(ncfd_loss, fullgraph=True, backend="aot_eager", dynamic=True)
     _, y, t = data()
     compiled(normal(14, 10, D), y, t)
-    with torch.compiler.set_stance("fail_on_recompile"):
+    with torch._dynamo.config.patch(error_on_recompile=True):
         for n in (11, 17, 40):
             x = normal(15, n, D)
             torch.testing.assert_close(compiled(x, y, t), ncfd_loss(x, y, t))
