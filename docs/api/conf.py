@@ -90,5 +90,6 @@ def _local_inventory(name: str) -> str:
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", _local_inventory("python")),
+    "numpy": ("https://numpy.org/doc/stable", _local_inventory("numpy")),
     "torch": ("https://docs.pytorch.org/docs/stable", _local_inventory("torch")),
 }
