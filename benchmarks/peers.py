@@ -258,7 +258,7 @@ def all_peers(D: int, F: int, device: torch.device) -> tuple[list[Peer], list[st
                     x, y, n_projections=256, p=2, projections=u.T
                 ),
                 lambda x, y: _exact_sliced(x, y),
-                "16384 directions in float64",
+                "4096 directions in float64",
             )
         )
     return found, missing
@@ -279,7 +279,7 @@ def _exact_sliced(x: Tensor, y: Tensor) -> float:
     """Sorted projections, the definition for equally many samples."""
     x, y = x.double(), y.double()
     total, count = 0.0, 0
-    for u in directions(16384, x.shape[1], x.device).double().split(512):
+    for u in directions(4096, x.shape[1], x.device).double().split(512):
         gap = (x @ u.T).sort(0).values - (y @ u.T).sort(0).values
         total += gap.square().mean(0).sum().item()
         count += len(u)

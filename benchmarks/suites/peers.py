@@ -30,7 +30,7 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
         x, y = _samples(n, D, device)
         contenders = {p.name: _contender(p, x, y) for p in found}
         rounds = measuring.interleave(
-            contenders, device, seconds=0.05 if quick else 30.0, at_least=3, warm_up=1
+            contenders, device, seconds=0.05 if quick else 15.0, at_least=3, warm_up=1
         )
         for peer in found:
             with torch.no_grad():
