@@ -23,10 +23,11 @@ Each is repeated on new splits. The table counts how often it is found, by this 
 the mean of all pixels, the number that people tend to watch, and by one test for each pixel
 (Kolmogorov and Smirnov, corrected for their number). The picture shows, for the split of the median
 p-value, the direction drawn as an image, both batches projected on it, and their characteristic
-functions there. Where the p-value is large, direction and frequency are those of mere chance.
+functions there. The direction is the one where these two batches differ most, so along it they do
+even where nothing has happened: the p-value says whether that means anything.
 
-With --old and --new, two arrays (N, D) of your own are compared in the same way. Takes about half a
-minute on two cores; `README.md` beside this file says what came out.
+With --old and --new, two arrays (N, D) of your own are compared in the same way. The digits take
+about 15 seconds of one core; `README.md` beside this file says what came out.
 
 Written to the output directory: results.json, shift.png.
 """

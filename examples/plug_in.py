@@ -17,7 +17,7 @@ started from, by two numbers that neither of them minimises:
 * distance in pixel space to the test images of the same class: `gaussian_ncfd`, half a squared
   kernel MMD.
 
-Takes about half a minute on two cores; `README.md` beside this file says what came out.
+Takes about 45 seconds of one core; `README.md` beside this file says what came out.
 Written to the output directory: results.json, images.png.
 """
 

@@ -21,7 +21,7 @@ The loss of the game says little about progress, since both sides move. So an in
 followed: `gaussian_ncfd` (half a squared kernel MMD) between generated and held-out real pixels,
 beside what real training images score, which is the best to be had from a finite sample.
 
-The default, scikit-learn's digits (8x8 pixels, no download), takes under a minute on two cores.
+The default, scikit-learn's digits (8x8 pixels, no download), takes about 45 seconds of one core.
 `README.md` beside this file says what came out. For colour images the pixel distance is a coarse
 judge; take features of a trained network there.
 
