@@ -704,8 +704,8 @@ _LEARN_FREQUENCIES = 128
 _LEARN_STEPS = 60
 _LEARN_RATE = 0.1
 _LEARN_ROWS = 5000
-# Added to the covariance, whose diagonal is about 1: features that are nearly constant or nearly
-# equal would otherwise look infinitely telling.
+# Added to the covariance, relative to its diagonal: features that nearly repeat each other would
+# otherwise look infinitely telling.
 _RIDGE = 0.01
 
 
@@ -765,6 +765,8 @@ def _greedy(x: Tensor, y: Tensor, candidates: Tensor, J: int) -> Tensor:
     (mean_x, cov_x), (mean_y, cov_y) = _moments(x, candidates), _moments(y, candidates)
     gap = mean_x - mean_y
     covariance = cov_x * (n / len(x)) + cov_y * (n / len(y))
+    scale = covariance.diagonal().clamp(min=1e-12).sqrt()
+    gap, covariance = gap / scale, covariance / (scale * scale.unsqueeze(1))
     covariance = covariance + _RIDGE * torch.eye(2 * C, dtype=gap.dtype, device=gap.device)
     chosen: list[int] = []
     for _ in range(min(J, C)):
