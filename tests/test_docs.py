@@ -361,3 +361,36 @@ def test_the_gathered_loss_is_that_of_the_whole_batch(tmp_path):
         for gradient, wanted in zip(gradients, expected, strict=True):
             # Rows in another order: sums differ by rounding.
             torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+
+
+def benchmark_rows():
+    """``(D, scale, method) -> (loss_F, gradient_F)`` and ``(way, phase) -> (loss, gradient)``."""
+    results = DOCS.parent / "benchmarks" / "results"
+    counts, errors = {}, {}
+    text = (results / "frequencies-cpu-amd-epyc.md").read_text(encoding="utf-8")
+    for line in text.split("## F with")[1].splitlines():
+        cells = [c.strip() for c in line.split("|")[1:-1]]
+        if len(cells) == 7 and cells[0].isdigit():
+            counts[tuple(cells[:3])] = [f"{float(c):.0f}" for c in cells[3:5]]
+    text = (results / "precision-cpu-amd-epyc.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        cells = [c.strip() for c in line.split("|")[1:-1]]
+        if len(cells) == 5:
+            errors[tuple(cells[:2])] = cells[3:]
+    return counts, errors
+
+
+def test_quoted_benchmarks_are_those_on_file():
+    counts, errors = benchmark_rows()
+    page = (GUIDE / "benchmarks.md").read_text(encoding="utf-8")
+    quoted = 0
+    for line in page.splitlines():
+        cells = [c.strip() for c in line.split("|")[1:-1]]
+        if len(cells) == 6 and cells[0].isdigit():
+            key = (cells[0], cells[1])
+            assert cells[2:] == counts[*key, "orthogonal"] + counts[*key, "sobol"], key
+            quoted += 1
+        elif len(cells) == 5 and (cells[0], "0.1") in errors:
+            assert cells[1:] == errors[cells[0], "0.1"] + errors[cells[0], "1"], cells[0]
+            quoted += 1
+    assert quoted == 13
