@@ -21,6 +21,7 @@ import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 DOCS = Path(__file__).resolve().parent
@@ -78,11 +79,17 @@ def check_inventory(inventory: Path) -> list[str]:
     finally:
         del sys.path[:2]
     documented = read_inventory(inventory)
-    public = {f"ncfd.{name}" for name in ncfd.__all__ if not name.startswith("__")}
-    for module in (ncfd.functional, ncfd.distributions):
-        public |= {f"{module.__name__}.{name}" for name in module.__all__}
-    modules = {"ncfd.functional", "ncfd.distributions"}
-    return [f"reference: {name} is missing" for name in sorted(public - modules - set(documented))]
+    missing = []
+    for module in (ncfd, ncfd.functional, ncfd.distributions):
+        for name in module.__all__:
+            value = getattr(module, name)
+            # A name is listed where it is imported from, or where it is defined.
+            places = {module.__name__, getattr(value, "__module__", module.__name__)}
+            if isinstance(value, ModuleType) or name.startswith("__"):
+                continue
+            if not any(f"{place}.{name}" in documented for place in places):
+                missing.append(f"reference: {module.__name__}.{name} is missing")
+    return missing
 
 
 #: Attributes whose target the browser fetches while it shows the page.

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import pytest
@@ -394,3 +395,14 @@ def test_quoted_benchmarks_are_those_on_file():
             assert cells[1:] == errors[cells[0], "0.1"] + errors[cells[0], "1"], cells[0]
             quoted += 1
     assert quoted == 13
+
+
+def test_a_symbol_missing_from_the_reference_is_noticed(tmp_path):
+    pytest.importorskip("markdown")
+    head = b"# Sphinx inventory version 2\n# Project: x\n# Version: \n# zlib\n"
+    inventory = tmp_path / "objects.inv"
+    inventory.write_bytes(head + zlib.compress(b"ncfd.NCFDLoss py:class 1 a.html#$ -\n"))
+    missing = BUILD.check_inventory(inventory)
+    assert "reference: ncfd.FrequencySampler is missing" in missing
+    assert "reference: ncfd.functional.ncfd_loss is missing" in missing
+    assert not any("NCFDLoss" in problem for problem in missing)
