@@ -1,6 +1,7 @@
 """Compare and match distributions through their characteristic functions."""
 
 from ncfd import distributions, functional
+from ncfd.diagnostics import FrequencyReport, frequency_report
 from ncfd.estimator import CharacteristicFunction
 from ncfd.frequencies import (
     FrequencySampler,
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CharacteristicFunction",
+    "FrequencyReport",
     "FrequencySampler",
     "GaussianFrequencies",
     "LaplaceFrequencies",
@@ -25,6 +27,7 @@ __all__ = [
     "UniformFrequencies",
     "__version__",
     "distributions",
+    "frequency_report",
     "functional",
     "two_sample_test",
 ]
