@@ -733,6 +733,10 @@ def _learn(
     learned = log_scale.detach().exp()
     if choose:
         candidates = learned * noise
+        # Ever lower frequencies compare means ever better, but not apart from each other: whitening
+        # needs phases that spread, half a radian in the median.
+        spread = (torch.cat([x, y]) @ candidates.T).std(0).median()
+        candidates = candidates * (0.5 / spread.clamp(min=1e-6)).clamp(min=1.0)
         return candidates[_greedy(x, y, candidates, F)] * unit
     return learned * _normal(F, x, generator) * unit
 
@@ -763,6 +767,8 @@ def _greedy(x: Tensor, y: Tensor, candidates: Tensor, J: int) -> Tensor:
     C = len(candidates)
     n = len(x) + len(y)
     (mean_x, cov_x), (mean_y, cov_y) = _moments(x, candidates), _moments(y, candidates)
+    # Where all phases are nearly equal (|φ|² above 0.95), only means differ, to the last digits.
+    blind = (0.5 * (mean_x + mean_y)).reshape(2, C).square().sum(0) > 0.95
     gap = mean_x - mean_y
     covariance = cov_x * (n / len(x)) + cov_y * (n / len(y))
     scale = covariance.diagonal().clamp(min=1e-12).sqrt()
@@ -773,7 +779,8 @@ def _greedy(x: Tensor, y: Tensor, candidates: Tensor, J: int) -> Tensor:
         own = covariance.reshape(2, C, 2, C).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
         pair = gap.reshape(2, C).T.unsqueeze(2)
         gain = (pair.mT @ torch.linalg.solve(own, pair)).flatten()
-        gain[chosen] = -1.0
+        gain[blind] = -1.0
+        gain[chosen] = -2.0
         best = int(gain.argmax())
         chosen.append(best)
         columns = covariance[:, [best, best + C]]  # (2C, 2)
