@@ -72,7 +72,7 @@ import ncfd
 from ncfd import *
 from ncfd.functional import *
 from ncfd.distributions import *
-from ncfd.diagnostics import *
+from ncfd.metrics import NCFDMetric
 """
 
 
