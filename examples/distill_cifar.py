@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ from tqdm import tqdm
 
 import ncfd
 
-#: The loss of every class is multiplied by this. Adam does not mind; the balance with the
-#: calibration term does.
+#: The loss of every class is multiplied by this. Adam hardly minds: it keeps small gradients well
+#: above the epsilon in its denominator.
 LOSS_SCALE = 300.0
 
 
@@ -93,8 +93,13 @@ def distill(
     image_optimizer = torch.optim.AdamW(
         [images], lr=config.lr_image * math.sqrt(C), weight_decay=5e-4
     )
+    calibration_optimizer = torch.optim.AdamW([images], weight_decay=0.0)  # rate: see the loop
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        image_optimizer, factor=0.5, patience=max(1, config.patience // _probe_interval(config))
+        image_optimizer,
+        factor=0.5,
+        patience=max(1, config.patience // _probe_interval(config)),
+        threshold=1e-5,
+        threshold_mode="abs",  # the unbiased loss can be negative
     )
 
     # The second player: ψ. An ordinary optimizer; the reversed gradient makes it climb.
@@ -116,6 +121,7 @@ def distill(
     history = History(data.class_names)
     stateful: dict[str, Any] = {
         "image_optimizer": image_optimizer,
+        "calibration_optimizer": calibration_optimizer,
         "plateau": plateau,
         "sampler": loss_module,
         "batches": batches,
@@ -180,20 +186,12 @@ def distill(
                 synthetic_groups=decoded_labels,
                 num_groups=C,
             ).mean(1)  # (C,)
-            total = LOSS_SCALE * per_class.sum()
             logged = {"loss/matching": per_class.detach().mean()}
-
-            # Calibration: the trained member should also recognise the classes.
-            if config.calibration:
-                _, logits = networks.run(network, zoo.blend(member, 0.0), synthetic)
-                cross_entropy = F.cross_entropy(logits, decoded_labels)
-                total = total + config.calibration * C * cross_entropy
-                logged["loss/calibration"] = cross_entropy.detach()
 
             # One backward pass, then each player its own step.
             image_optimizer.zero_grad()
             loss_module.zero_grad()
-            total.backward()
+            (LOSS_SCALE * per_class.sum()).backward()
             logged["gradient/images"] = images.grad.norm()
             image_optimizer.step()
             if sampler_optimizer is not None:
@@ -202,6 +200,23 @@ def distill(
                 sampler_optimizer.step()
             with torch.no_grad():
                 images.clamp_(0, 1)
+
+            # Calibration: the trained member should also recognise the classes. A step of its own,
+            # since Adam's steps do not depend on how large a loss is: so the balance is the same
+            # for every method, whatever the unit of what it matches.
+            if config.calibration:
+                synthetic = data.normalise(formation.decode(images, config.factor))
+                synthetic = augmentation.augment(synthetic, params, decoded_labels)
+                _, logits = networks.run(network, zoo.blend(member, 0.0), synthetic)
+                cross_entropy = F.cross_entropy(logits, decoded_labels)
+                calibration_optimizer.zero_grad()
+                cross_entropy.backward()
+                rate = image_optimizer.param_groups[0]["lr"]
+                calibration_optimizer.param_groups[0]["lr"] = config.calibration * rate
+                calibration_optimizer.step()
+                with torch.no_grad():
+                    images.clamp_(0, 1)
+                logged["loss/calibration"] = cross_entropy.detach()
             history.record(iteration, logged, per_class.detach())
 
             done = iteration + 1
@@ -367,6 +382,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         tqdm.write(f"{len(data.skipped)} unreadable files were left out:")
         for name in data.skipped[:10]:
             tqdm.write(f"  {name}")
+    parts = torch.cat([data.train_labels, data.validation_labels + data.num_classes])
+    if config.loss == "unbiased" and torch.bincount(parts).min() < 2:
+        config = replace(config, loss="squared")
+        tqdm.write("a class has a single real image, so the loss is squared instead of unbiased")
     network = networks.ConvNet(
         data.channels, data.size, data.num_classes, config.width, config.depth
     ).to(device)

@@ -57,10 +57,11 @@ class ExactDiscrepancy(nn.Module):
     Without one this is a Gaussian kernel MMD.
     """
 
-    def __init__(self, sampler: Seeded | None, scale: float) -> None:
+    def __init__(self, sampler: Seeded | None, scale: float, unbiased: bool) -> None:
         super().__init__()
         self.sampler = sampler
         self.scale = scale
+        self.unbiased = unbiased
 
     def forward(
         self,
@@ -78,6 +79,7 @@ class ExactDiscrepancy(nn.Module):
             F.normalize(real, dim=1),
             F.normalize(synthetic, dim=1),
             scale,
+            unbiased=self.unbiased,
             reduction="none",
             x_groups=real_groups,
             y_groups=synthetic_groups,
@@ -116,12 +118,14 @@ def make_criterion(config: Config, sampler: Seeded | None) -> nn.Module:
     if config.method == "dm":
         return MeanMatching()
     if config.method in ("mmd", "ncfm-exact"):
-        return ExactDiscrepancy(sampler, config.scale)
+        return ExactDiscrepancy(sampler, config.scale, config.loss == "unbiased")
     assert sampler is not None
     return ncfd.NCFDLoss(
         sampler,
         alpha=config.alpha,
         normalize=True,
+        squared=config.loss != "root",
+        unbiased=config.loss == "unbiased",
         adversarial=config.method == "ncfm",
         reduction="none",
     )

@@ -18,6 +18,11 @@ METHODS = {
     "mix": "no matching: small real images packed together, the start of the methods above",
     "random": "no matching: real images",
 }
+LOSSES = {
+    "unbiased": "squared, without the part that sampling noise adds; needs --alpha 0.5",
+    "squared": "squared, with it",
+    "root": "the published form",
+}
 DISTILLING = ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")
 GAMES = ("ncfm", "ncfm-exact")
 
@@ -35,6 +40,7 @@ class Config:
     factor: int  # ρ: a stored image holds ρ² training images
     iterations: int
     alpha: float
+    loss: str  # form of the discrepancy, one of LOSSES
     seed: int
     device: str
     width: int
@@ -48,7 +54,7 @@ class Config:
     lr_image: float  # for one class alone; see `distill_cifar.py`
     sampler_lr: float
     patience: int  # iterations without progress before the image rate is halved
-    calibration: float  # weight of the cross-entropy
+    calibration: float  # rate of the cross-entropy's own step, as a share of the images' rate
     eval_epochs: int
     eval_runs: int
     baselines: bool
@@ -85,6 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def parser() -> argparse.ArgumentParser:
+    forms = "; ".join(f"{name}: {text}" for name, text in LOSSES.items())
     methods = "; ".join(f"{name}: {text}" for name, text in METHODS.items())
     p = argparse.ArgumentParser(
         prog="distill_cifar.py",
@@ -106,6 +113,13 @@ def parser() -> argparse.ArgumentParser:
     add("--preset", choices=PRESETS, default="quick", help="defaults of the options below")
     add("--iterations", type=int, help="matching steps")
     add("--alpha", type=float, default=0.5, help="amplitude (1) against phase (0): %(default)s")
+    add(
+        "--loss",
+        choices=LOSSES,
+        help=f"form of the discrepancy. {forms}. Default: unbiased; root (squared for the closed "
+        "form) with --preset paper, with fewer than 16 images per class after decoding, and where "
+        "unbiased is not defined",
+    )
     add("--seed", type=int, default=0, help="the result depends on nothing else: %(default)s")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes CUDA where it is")
     add("--output-dir", type=Path, metavar="PATH", help="default: runs/<what is run>")
@@ -123,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--max-ratio",
         type=float,
-        default=4.0,
+        default=2.0,
         help="ψ keeps every scale within this factor of --scale: %(default)s",
     )
     add("--lr-image", type=float, help="rate of the images, as for one class at a time")
@@ -132,8 +146,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--calibration",
         type=float,
-        metavar="WEIGHT",
-        help="weight of the cross-entropy under the trained network; 0 switches it off",
+        metavar="SHARE",
+        help="rate of the cross-entropy step under the trained network, as a share of the images' "
+        "rate; 0 switches it off",
     )
     add(
         "--no-calibration",
@@ -177,6 +192,9 @@ def configure(args: argparse.Namespace) -> Config:
         values["image_size"] = data.default_image_size(args.dataset, args.data_dir)
     if values["depth"] is None:
         values["depth"] = networks.default_depth(values["image_size"])
+    # ψ climbs whatever the loss rewards. Noise adds (1-|φ|²)/M to the squared loss, most of all at
+    # high frequencies, where the images say nothing any more: with `root` ψ runs to its bound.
+    values["loss"] = _loss(args, values)
     config = Config(**values)
 
     positive = "image_size ipc factor width depth zoo_size zoo_epochs num_frequencies patience"
@@ -208,6 +226,30 @@ def _check(name: str, values: dict[str, Any], good: bool, rule: str) -> None:
     if not good:
         option = "--" + name.replace("_", "-")
         raise ValueError(f"{option} must be {rule}; got {values[name]}")
+
+
+def _loss(args: argparse.Namespace, values: dict[str, Any]) -> str:
+    """Choose the form of the discrepancy, or refuse one that is not defined."""
+    exact = args.method in ("ncfm-exact", "mmd")
+    samples = min(values["ipc"] * values["factor"] ** 2, values["batch_real"])
+    obstacle = None
+    if values["alpha"] != 0.5:
+        obstacle = f"--alpha 0.5; got {values['alpha']}"
+    elif samples < 2:
+        obstacle = "two samples of each class, real and synthetic: raise --ipc or --batch-real"
+    if args.loss == "unbiased" and obstacle:
+        raise ValueError(f"--loss unbiased needs {obstacle}; take root or squared")
+    if exact and values["alpha"] != 0.5:
+        raise ValueError(
+            f"--method {args.method} has a closed form for --alpha 0.5 only; got {values['alpha']}"
+        )
+    if exact and args.loss == "root":
+        raise ValueError(f"--method {args.method} has no --loss root; take squared or unbiased")
+    plain = "squared" if exact else "root"
+    # The correction takes the synthetic images for random draws. A handful of them, once they are
+    # optimised, lie better than any random draw, and ψ is then pushed to frequencies near zero.
+    few = values["ipc"] * values["factor"] ** 2 < 16
+    return args.loss or (plain if obstacle or few or args.preset == "paper" else "unbiased")
 
 
 def _device(name: str) -> str:

@@ -129,7 +129,7 @@ distill_cifar.main(sys.argv[1:])
 
     with pytest.raises(ValueError, match="unfinished run of these options; give --resume"):
         run(target)
-    with pytest.raises(ValueError, match=r"other options \(alpha 0\.5 there, 0\.3 here\)"):
+    with pytest.raises(ValueError, match=r"other options \(alpha 0\.5 there, 0\.3 here"):
         run(target, "--resume", "--alpha", "0.3")
     resumed = run(target, "--resume")
     assert torch.equal(stored(target)[0], stored(folder)[0])
