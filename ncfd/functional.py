@@ -685,6 +685,10 @@ def gradient_reversal(t: Tensor, scale: float = 1.0) -> Tensor:
     t = check.check_floating(t, "t")
     if scale != 0:
         scale = check.check_positive(scale, "scale")
+    if torch.compiler.is_compiling():
+        # The same in plain operations (but for infinities): older dynamos trip over the Function.
+        fixed = t.detach()
+        return fixed - scale * (t - fixed)
     reversed_: Tensor = _Reversal.apply(t, scale)
     return reversed_
 
