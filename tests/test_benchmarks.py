@@ -130,9 +130,10 @@ def test_interleave_alternates_and_clears():
 
 
 def test_peak_memory_sees_a_large_tensor():
-    work = measuring.Contender(lambda: torch.ones(32 * 2**20))
+    # 512 MiB. Memory that earlier tests gave back to the allocator is used first and not seen.
+    work = measuring.Contender(lambda: torch.ones(128 * 2**20))
     peak = measuring.peak_memory(work, CPU)
-    assert peak is None or 120 * measuring.MIB < peak < 140 * measuring.MIB
+    assert peak is None or 384 * measuring.MIB < peak < 544 * measuring.MIB
 
 
 def test_equal_error_on_power_laws():
