@@ -43,7 +43,7 @@ from distillation import (
 from distillation.data import Data, RealBatches, load
 from distillation.history import History
 from distillation.options import Config
-from distillation.randomness import generator
+from distillation.randomness import generator, repeatable
 from distillation.zoo import Zoo, load_zoo, save_zoo, train_zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -409,7 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         began = time.perf_counter()
         zoo = get_zoo(args.zoo, config, data, network, folder)
         pretrain_seconds = time.perf_counter() - began
-        result = distill(config, data, network, zoo, *starts["mix"], folder)
+        with repeatable(device):
+            result = distill(config, data, network, zoo, *starts["mix"], folder)
         images, labels = result.images, result.labels
     else:
         images, labels = starts[config.method]

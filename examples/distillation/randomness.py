@@ -1,6 +1,8 @@
 """Random numbers: one generator for each purpose, all derived from one seed."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -14,3 +16,18 @@ def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -
     digest = hashlib.sha256(repr((seed, *map(str, purpose))).encode()).digest()
     # 63 bits: `manual_seed` takes a signed 64-bit number.
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Make every sum of a CPU run in one order, so that equal seeds give equal bits.
+
+    Without it the slopes of ψ's scales, each the sum over many frequencies, are added in the order
+    in which threads arrive. A GPU is left alone: resampling images has no such form there.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from distillation import checkpoint, matching, networks, options, training
 from distillation.history import History
-from distillation.randomness import generator
+from distillation.randomness import generator, repeatable
 from torch.nn import functional as F
 
 
@@ -151,6 +151,29 @@ def test_steps_of_the_sampler_raise_the_loss_and_steps_of_the_images_lower_it(me
         optimizer.step()
         after = value(criterion, sampler, synthetic)
         assert sign * (after - before) > 0, player
+
+
+def test_slopes_are_the_same_bits_each_time_at_full_size():
+    # Small problems run on one thread, where the order of a sum never changes.
+    config = configure("--device", "cpu")
+    real, synthetic = torch.randn(640, 512), torch.randn(40, 512)
+    groups = torch.arange(640) % 10
+
+    def slopes():
+        sampler = matching.make_sampler(config, 512)
+        criterion = matching.make_criterion(config, sampler)
+        values = criterion(
+            real, synthetic, real_groups=groups, synthetic_groups=groups[:40], num_groups=10
+        )
+        values.sum().backward()
+        return [p.grad for p in criterion.parameters() if p.grad is not None]
+
+    before = torch.are_deterministic_algorithms_enabled()
+    with repeatable(torch.device("cpu")):
+        first = slopes()
+        for _ in range(20):
+            assert all(torch.equal(a, b) for a, b in zip(first, slopes(), strict=True))
+    assert torch.are_deterministic_algorithms_enabled() == before
 
 
 def test_mean_matching_is_the_distance_of_the_means():
