@@ -186,9 +186,10 @@ class FrequencySampler(_Frequencies):
         """Draw ``(F, D)`` frequencies."""
         scales = self.scales(generator)
         epsilon = _normal(self.num_frequencies, self.dim, self.method, scales, generator)
-        # Frequency f belongs to component f mod K: every component has F/K draws, rounded.
-        component = torch.arange(self.num_frequencies, device=scales.device) % self.num_components
-        return scales[component] * epsilon
+        # Frequency f is of component f mod K, so that each has F/K draws, rounded. Repeated,
+        # not indexed: the gradient of an index adds in whatever order the threads come.
+        rounds = -(-self.num_frequencies // self.num_components)
+        return scales.repeat(rounds, 1)[: self.num_frequencies] * epsilon
 
     def extra_repr(self) -> str:
         """Sizes and options, for ``print``."""
