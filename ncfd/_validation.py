@@ -172,7 +172,7 @@ def check_count(value: object, name: str) -> int:
         raise TypeError(f"{name} must be an int, got {describe(value)}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[return-value]  # a SymInt, as above
 
 
 def check_chunk_size(value: object) -> int | None:
