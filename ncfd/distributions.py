@@ -182,7 +182,10 @@ def _check_frequencies(distribution: Distribution, t: Tensor) -> Tensor:
             f"{tuple(distribution.batch_shape)} of {type(distribution).__name__}; got t of shape "
             f"{tuple(t.shape)}"
         ) from None
-    for value in vars(distribution).values():
+    # Not while compiling: dynamo up to torch 2.5 cannot list the attributes of an object, and
+    # refuses tensors on two devices itself.
+    attributes = () if torch.compiler.is_compiling() else vars(distribution).values()
+    for value in attributes:
         # Like torch itself, let numbers in the form of 0-dimensional CPU tensors pass.
         if isinstance(value, Tensor) and value.dim() > 0 and value.device != t.device:
             raise ValueError(

@@ -602,6 +602,8 @@ def test_half_frequencies_compute_in_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["Independent Normal", "mixture in the plane", "affine vector"])
 def test_compiles_without_graph_break(name: str) -> None:
+    if name == "mixture in the plane" and torch.__version__ < (2, 6):
+        pytest.xfail("dynamo of torch 2.5 cannot read the lazy scale_tril of MultivariateNormal")
     distribution = MULTIVARIATE[name]
     t = torch.randn(5, distribution.event_shape.numel(), dtype=torch.float64)
     # The eager backend suffices to show that one graph captures it; inductor takes a minute.
