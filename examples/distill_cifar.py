@@ -195,8 +195,8 @@ def distill(
             logged["gradient/images"] = images.grad.norm()
             image_optimizer.step()
             if sampler_optimizer is not None:
-                slopes = [p.grad for p in sampler_weights if p.grad is not None]
-                logged["gradient/sampler"] = nn.utils.get_total_norm(slopes)
+                norms = [p.grad.norm() for p in sampler_weights if p.grad is not None]
+                logged["gradient/sampler"] = torch.stack(norms).norm()
                 sampler_optimizer.step()
             with torch.no_grad():
                 images.clamp_(0, 1)
