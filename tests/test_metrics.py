@@ -200,6 +200,8 @@ def _worker(rank: int, world: int, store: str, out: str) -> None:
     except ValueError as error:
         message = str(error)
     torch.save((value, own, message), f"{out}/{rank}.pt")
+    # Gloo of torch 2.5 can hang if its last work still holds tensors when it is destroyed.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
