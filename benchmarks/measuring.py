@@ -282,7 +282,7 @@ def device_name(device: torch.device) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """Everything a figure needs beside it to be a result."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("numpy", "scipy", "triton", "geomloss", "ot"):
+    for name in ("numpy", "scipy", "sklearn", "torchmetrics", "triton", "geomloss", "ot"):
         try:
             versions[name] = __import__(name).__version__
         except ImportError:

@@ -30,6 +30,7 @@ SUITES = {
     "scaling": "time and memory against N, D and F",
     "pipeline": "the distillation step, part by part",
     "two-sample": "the tests against plain ways to do the same",
+    "power": "what share of differences the tests see, beside other tests, and their size",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
 }
 

@@ -51,7 +51,7 @@ def test_loss_suite_judges_every_target(tmp_path):
     assert found["memory"][0]["verdict"] in ("met", "not measured")
 
 
-@pytest.mark.parametrize("suite", ["frequencies", "precision", "two-sample", "peers"])
+@pytest.mark.parametrize("suite", ["frequencies", "precision", "two-sample", "power", "peers"])
 def test_suite_in_this_process(suite, tmp_path):
     file = tmp_path / f"{suite}.json"
     assert run.main(["--suite", suite, "--quick", "--output", str(file)]) == file
