@@ -357,7 +357,7 @@ def test_the_gathered_loss_is_that_of_the_whole_batch(tmp_path):
     loss.backward()
     expected = [p.grad for m in (net, psi) for p in m.parameters()]
     for rank in (0, 1):
-        value, gradients = torch.load(tmp_path / f"{rank}.pt")
+        value, gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(value, loss.detach())
         for gradient, wanted in zip(gradients, expected, strict=True):
             # Rows in another order: sums differ by rounding.

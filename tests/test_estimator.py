@@ -300,7 +300,7 @@ def test_processes_add_up(tmp_path: Path) -> None:
     plain.update(X)
     grouped.update(X, groups=GROUPS)
     for rank in range(2):
-        got: tuple[Tensor, Tensor, str] = torch.load(tmp_path / f"{rank}.pt")
+        got: tuple[Tensor, Tensor, str] = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(got[0], plain.compute())
         torch.testing.assert_close(got[1], grouped.compute())
         assert "different frequencies" in got[2]

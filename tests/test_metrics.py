@@ -209,7 +209,7 @@ def test_processes_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_worker, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     expected = fed(NCFDMetric(T, squared=True, unbiased=True)).compute()
     for rank in range(2):
-        value, own, message = torch.load(tmp_path / f"{rank}.pt")
+        value, own, message = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(value, expected)
         assert own == (20, 70)[rank]  # each process goes on with its own part
         assert "different frequencies" in message
