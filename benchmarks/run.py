@@ -31,6 +31,7 @@ SUITES = {
     "pipeline": "the distillation step, part by part",
     "two-sample": "the tests against plain ways to do the same",
     "power": "what share of differences the tests see, beside other tests, and their size",
+    "metric": "the metric beside FID and KID: damage that it sees, bias with the sample size",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
 }
 
