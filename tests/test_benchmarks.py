@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import reference
+import scipy.stats
 import torch
 
 from benchmarks import cases, compare, measuring, peers, records, run
-from benchmarks.suites import frequencies, precision
+from benchmarks.suites import frequencies, power, precision, two_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def test_loss_suite_judges_every_target(tmp_path):
     assert found["memory"][0]["verdict"] in ("met", "not measured")
 
 
-@pytest.mark.parametrize("suite", ["frequencies", "precision", "two-sample", "power", "peers"])
+@pytest.mark.parametrize("suite", ["frequencies", "precision", "two-sample", "peers"])
 def test_suite_in_this_process(suite, tmp_path):
     file = tmp_path / f"{suite}.json"
     assert run.main(["--suite", suite, "--quick", "--output", str(file)]) == file
@@ -192,3 +193,117 @@ def test_plots(tmp_path):
     drawn = plot.main(["--results", str(tmp_path), "--output", str(tmp_path)])
     assert sorted(p.name for p in drawn) == ["frequencies.svg", "precision.svg", "scaling.svg"]
     assert all(p.stat().st_size > 1000 for p in drawn)
+
+
+# --- power and metric ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", power.SHIFTS, ids=lambda s: f"{s.kind}, D={s.D}")
+def test_shifts_keep_what_their_kind_says(shift):
+    """Location moves means only, shape keeps two moments, dependence keeps the margins."""
+    g = torch.Generator().manual_seed(0)
+    y = shift.change(torch.randn(40_000, shift.D, generator=g), g).double()
+    mean, covariance = y.mean(0), torch.cov(y.T).reshape(shift.D, shift.D)
+    own = covariance.diagonal()
+    between = (covariance - torch.diag(own)).abs().max()
+    fourth = ((y - mean) / own.sqrt()).pow(4).mean(0)
+    kind = shift.kind.split(",")[0]
+    same = {"mean": mean.abs().max() < 0.03, "between": between < 0.03}
+    same["variance"] = (own - 1).abs().max() < (0.2 if "heavy" in shift.kind else 0.03)
+    same["fourth"] = (fourth - 3).abs().max() < 0.25
+    changed = {"location": "mean", "scale": "variance", "shape": "fourth"}.get(kind, "between")
+    if shift.kind == "dependence without correlation":
+        assert all(same.values())
+        assert (y.square() - 1).prod(1).mean() > 0.5  # the squares are correlated
+    else:
+        assert {name for name, value in same.items() if not value} == {changed}
+
+
+@pytest.mark.parametrize("D", [1, 3])
+def test_permuted_distances_are_those_of_the_packages(D):
+    from geomloss import SamplesLoss
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, D, generator=g), torch.randn(40, D, generator=g) + 0.2
+    if D == 1:  # SciPy has the root of twice the value
+        theirs = scipy.stats.energy_distance(x.flatten().numpy(), y.flatten().numpy())
+        ours = SamplesLoss("energy", backend="tensorized")(x, y)
+        assert ours.item() == pytest.approx(theirs**2 / 2, rel=1e-3)
+    median = torch.pdist(torch.cat([x, y])).median().item()
+    loss = SamplesLoss("gaussian", blur=median, backend="tensorized")
+    assert loss(x, y).item() == pytest.approx(peers.exact_rbf_mmd(x, y, 1 / median), rel=1e-3)
+    # p-values by one permutation after the other.
+    z = torch.cat([x, y])
+    for name, one in (("gaussian", loss), ("energy", SamplesLoss("energy", backend="tensorized"))):
+        g = torch.Generator().manual_seed(4)
+        orders = [torch.randperm(80, generator=g) for _ in range(power.PERMUTATIONS)]
+        reached = sum(one(z[o[:40]], z[o[40:]]).item() >= one(x, y).item() for o in orders)
+        assert power.permuted(x, y, 4, name) == (1 + reached) / (1 + power.PERMUTATIONS)
+
+
+def test_power_suite_compares_every_test_and_its_size(tmp_path):
+    file = run.main(["--suite", "power", "--quick", "--output", str(tmp_path / "power.json")])
+    found = tables(file)
+    for D, count in ((1, 8), (8, 5)):
+        assert len({row["test"] for row in found["power"] if row["D"] == D}) == count
+        for row in found["power"]:
+            (size,) = [
+                r["size"] for r in found["size"] if (r["D"], r["test"]) == (row["D"], row["test"])
+            ]
+            assert row["size"] == size
+            assert row["power_error"] > 0
+
+
+def test_large_case_is_measured():
+    specification = {"method": "permutation", "n": 200, "D": 3, "permutations": 9, "device": "cpu"}
+    found = two_sample.probe(specification)
+    assert found["cpu_s"] > 0
+    assert 0 < found["test_s"] < 60
+    assert two_sample.LARGE == {"n": 100_000, "D": 64, "permutations": 1000}
+
+
+def test_metric_suite(tmp_path):
+    pytest.importorskip("torchmetrics")
+    file = run.main(["--suite", "metric", "--quick", "--output", str(tmp_path / "metric.json")])
+    found = tables(file)
+    names = {"NCFD", "NCFD, squared, unbiased", "FID", "KID"}
+    assert {row["metric"] for row in found["ranks"]} == names
+    value = {(r["damage"], r["strength"], r["metric"]): r["value"] for r in found["sensitivity"]}
+    for name in names:
+        assert value["blur", "1", name] > value["blur", "0", name]
+        assert value["repeated images", "32", name] > value["repeated images", "1", name]
+    null = {(row["metric"], row["n"]): row["value"] for row in found["null"]}
+    assert null["FID", 50] > 2 * null["FID", 400]  # its bias
+    assert null["NCFD", 50] > 2 * null["NCFD", 400]  # the noise floor of the root
+
+
+def test_damages():
+    from benchmarks.suites import metric
+
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(90, 1, 8, 8, generator=g)
+    for damage, least, most in ((metric.noise, 0.0, 0.3), (metric.blur, 0.0, 1.0)):
+        assert torch.equal(damage(images, least, g), images)
+        changed = damage(images, most, g)
+        assert changed.min() >= 0
+        assert changed.max() <= 1
+        assert (changed - images).abs().mean() > 0.05
+    assert len(metric.repeated(images, 7, g).unique(dim=0)) == math.ceil(90 / 7)
+    features = torch.randn(20_000, 4, generator=g) @ torch.randn(4, 4, generator=g) + 1
+    drawn = metric.as_if_normal(features, 1.0, g)
+    torch.testing.assert_close(drawn.mean(0), features.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(features.T), atol=0.2, rtol=0.1)
+    assert torch.equal(metric.as_if_normal(features, 0.25, g)[5000:], features[5000:])
+    digits = metric.load(CPU)
+    real, others = metric.split(digits, g, 300, missing=5)
+    assert len(real) == len(others) == 300
+    rows = {tuple(row) for row in others.flatten(1).tolist()}
+    kept = [
+        label
+        for image, label in zip(
+            digits.images.flatten(1).tolist(), digits.labels.tolist(), strict=True
+        )
+        if tuple(image) in rows
+    ]
+    assert len(set(kept)) == 5
+    assert not rows & {tuple(row) for row in real.flatten(1).tolist()}
