@@ -9,17 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import imagefolder
+from . import cache, imagefolder, layouts
+from .layouts import IMAGENET_SUBSETS
 from .randomness import generator
 
-IMAGENET_SUBSETS = (
-    "imagenette",
-    "imagewoof",
-    "imagefruit",
-    "imagemeow",
-    "imagesquawk",
-    "imageyellow",
-)
 FOLDERS = ("imagefolder", "tinyimagenet", *IMAGENET_SUBSETS)
 DATASETS = ("digits", "cifar10", "cifar100", *FOLDERS)
 
@@ -70,13 +63,22 @@ class Data:
 def default_image_size(dataset: str, data_dir: Path | None) -> int:
     """Return the side in pixels a data set is used at unless `--image-size` says otherwise."""
     if dataset == "imagefolder":
-        return imagefolder.guess_image_size(required_folder(dataset, data_dir))
+        return imagefolder.guess_image_size(
+            layouts.find(dataset, required_folder(dataset, data_dir))
+        )
     if dataset in IMAGENET_SUBSETS:
         return 128
     return {"digits": 16, "cifar10": 32, "cifar100": 32, "tinyimagenet": 64}[dataset]
 
 
-def load(dataset: str, data_dir: Path | None, size: int, device: torch.device) -> Data:
+def load(
+    dataset: str,
+    data_dir: Path | None,
+    size: int,
+    device: torch.device,
+    *,
+    use_cache: bool = True,
+) -> Data:
     """Read a data set, hold out a validation part of its training images, move all to `device`.
 
     The split is the same for every seed, so that runs differ by their own randomness only.
@@ -86,22 +88,32 @@ def load(dataset: str, data_dir: Path | None, size: int, device: torch.device) -
     if dataset == "digits":
         arrays, names = _digits(size)
         share = DIGITS_VALIDATION_SHARE
-    elif dataset in ("cifar10", "cifar100"):
+    elif dataset in ("cifar10", "cifar100") and not (data_dir and (data_dir / "train").is_dir()):
         arrays, names = _cifar(dataset, data_dir, size)
     else:
-        arrays, names, skipped = imagefolder.read_folder(required_folder(dataset, data_dir), size)
+        listing = layouts.find(dataset, required_folder(dataset, data_dir))
+        decoded = imagefolder.read(listing, size, use_cache)
+        names, skipped, first_test = listing.class_names, decoded.skipped, len(decoded.train_labels)
+        arrays = {
+            "train_images": decoded.images[:first_test],
+            "train_labels": decoded.train_labels,
+            "test_images": decoded.images[first_test:],
+            "test_labels": decoded.test_labels,
+        }
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
     kept, held = _held_out(tensors["train_labels"], len(names), share)
     images, labels = tensors["train_images"], tensors["train_labels"]
-    mean, std = _statistics(images[kept])
+    train_images = images[kept]
+    mean, std = _statistics(train_images)
     return Data(
         name=dataset,
         class_names=names,
-        train_images=images[kept].to(device),
+        train_images=train_images.to(device),
         train_labels=labels[kept].to(device),
         validation_images=images[held].to(device),
         validation_labels=labels[held].to(device),
-        test_images=tensors["test_images"].to(device),
+        # A copy: nobody knows what becomes of the file of the cache during a run.
+        test_images=tensors["test_images"].to(device, copy=True).contiguous(),
         test_labels=tensors["test_labels"].to(device),
         mean=mean[:, None, None].to(device),
         std=std[:, None, None].to(device),
@@ -122,7 +134,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 def required_folder(dataset: str, data_dir: Path | None) -> Path:
     """Return `--data-dir`, or say that it is missing."""
     if data_dir is None:
-        raise ValueError(f"--dataset {dataset} needs --data-dir PATH; {imagefolder.LAYOUT}")
+        raise ValueError(f"--dataset {dataset} needs --data-dir PATH; {layouts.describe(dataset)}")
     return data_dir
 
 
@@ -175,7 +187,7 @@ def _cifar(
     """Download CIFAR through torchvision, or read it where a former run left it."""
     from torchvision import datasets
 
-    root = data_dir or imagefolder.cache_folder() / "torchvision"
+    root = data_dir or cache.folder() / "torchvision"
     kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
     arrays: dict[str, np.ndarray] = {}
     names: list[str] = []
@@ -186,7 +198,7 @@ def _cifar(
             raise ConnectionError(
                 f"--dataset {dataset} is neither below {root} nor could it be downloaded "
                 f"({error}). Put torchvision's archive there (--data-dir PATH), or use images on "
-                f"disk with --dataset imagefolder --data-dir PATH; {imagefolder.LAYOUT}"
+                f"disk with --dataset imagefolder --data-dir PATH; {layouts.FOLDER}"
             ) from error
         images = torch.from_numpy(stored.data).permute(0, 3, 1, 2)
         if size != images.shape[-1]:
@@ -222,12 +234,9 @@ class RealBatches:
         self.members = [torch.nonzero(labels == c).flatten() for c in range(data.num_classes)]
         self.take = [min(per_class, len(m)) for m in self.members]
         self.orders = [torch.empty(0, dtype=torch.int64) for _ in self.members]
-        self.labels = torch.repeat_interleave(
-            torch.arange(data.num_classes), torch.tensor(self.take)
-        ).to(data.device)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Return normalised images (Σ_c N_c, channels, H, W) and their labels, class by class."""
+    def choose(self) -> list[Tensor]:
+        """Choose a batch: for each class the indices (N_c,) of its images."""
         picks = []
         for c, (members, take) in enumerate(zip(self.members, self.take, strict=True)):
             if len(self.orders[c]) < take:
@@ -235,8 +244,21 @@ class RealBatches:
                 self.orders[c] = members[order]
             picks.append(self.orders[c][:take])
             self.orders[c] = self.orders[c][take:]
+        return picks
+
+    def fetch(self, picks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return normalised images (Σ_c N_c, channels, H, W) and labels, those of picks[0] first.
+
+        Labels count the entries of `picks`.
+        """
         chosen = torch.cat(picks).to(self.data.device)
-        return self.data.normalise(self.data.train_images[chosen]), self.labels
+        counts = torch.tensor([len(pick) for pick in picks])
+        labels = torch.repeat_interleave(torch.arange(len(picks)), counts).to(self.data.device)
+        return self.data.normalise(self.data.train_images[chosen]), labels
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Choose and fetch a batch of every class."""
+        return self.fetch(self.choose())
 
     def state_dict(self) -> dict[str, Any]:
         # Cloned: a slice would be saved with the whole order behind it.

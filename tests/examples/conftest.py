@@ -11,6 +11,14 @@ def digits():
     return data_module.load("digits", None, 16, torch.device("cpu"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_others(tmp_path_factory):
+    # For fixtures that outlive a test.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
