@@ -1,5 +1,6 @@
 """Data sets as uint8 tensors on the device, and fresh real batches for each class."""
 
+import hashlib
 import urllib.error
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,22 @@ class Data:
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return (images - self.mean) / self.std
+
+    def fingerprint(self) -> str:
+        """Name the content of the training and validation parts, wherever they came from."""
+        digest = hashlib.blake2b(
+            repr((self.mean.tolist(), self.std.tolist())).encode()
+        )
+        for part in (
+            self.train_images,
+            self.train_labels,
+            self.validation_images,
+            self.validation_labels,
+        ):
+            digest.update(repr(part.shape).encode())
+            for piece in part.split(65536):
+                digest.update(piece.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def default_image_size(dataset: str, data_dir: Path | None) -> int:

@@ -1,6 +1,7 @@
 """The zoo: networks kept twice, at initialisation and after training, and blends of the two."""
 
-from dataclasses import dataclass
+import io
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import augmentation, checkpoint, networks, training
+from . import augmentation, cache, checkpoint, networks, training
 from .data import Data
 from .networks import Weights
 from .randomness import generator
@@ -21,6 +22,7 @@ class Zoo:
     initial: Weights  # (Z, ...)
     trained: Weights  # (Z, ...)
     accuracies: list[float]  # of the trained members on the validation part, percent
+    reused: int = 0  # members that were trained by an earlier run
 
     def __len__(self) -> int:
         return len(self.accuracies)
@@ -33,19 +35,42 @@ class Zoo:
         }
 
 
-def train_zoo(network: nn.Module, data: Data, *, size: int, epochs: int, seed: int) -> Zoo:
-    """Train `size` networks on the training part; side by side where the device is parallel."""
+#: Raise it whenever a member comes out differently, be it by a rounding, for the same arguments.
+RECIPE = 1
+
+
+def train_zoo(
+    network: nn.Module, data: Data, *, size: int, epochs: int, seed: int, use_cache: bool = True
+) -> Zoo:
+    """Train `size` networks on the training part; side by side where the device is parallel.
+
+    Trained members are kept one by one, so that a larger zoo takes over those of a smaller one,
+    and an interrupted training goes on. On a CPU they are the same bits as without the cache.
+    """
     digits = data.name == "digits"
     strategy = augmentation.TRAINING
     strategy = augmentation.for_digits(strategy) if digits else strategy
     initial = [
         networks.initial_weights(network, generator(seed, "zoo weights", k)) for k in range(size)
     ]
-    at_once = 1 if data.device.type == "cpu" else min(size, 5)
-    trained: list[Weights] = []
-    with tqdm(total=size * epochs, desc="zoo", unit="epoch") as bar:
-        for first in range(0, size, at_once):
-            group = range(first, min(first + at_once, size))
+    trained: dict[int, Weights] = {}
+    accuracies: dict[int, float] = {}
+    names: list[str] = []
+    if use_cache:
+        made_of = _ingredients(network, data, strategy, epochs, seed)
+        names = [f"zoo/{cache.key(*made_of, k)}" for k in range(size)]
+        for k, name in enumerate(names):
+            content = cache.read(name)
+            if content is not None:
+                member = torch.load(
+                    io.BytesIO(content), map_location=data.device, weights_only=True
+                )
+                trained[k], accuracies[k] = member["trained"], member["accuracy"]
+    missing = [k for k in range(size) if k not in trained]
+    at_once = 1 if data.device.type == "cpu" else 5
+    with tqdm(total=size * epochs, initial=len(trained) * epochs, desc="zoo", unit="epoch") as bar:
+        for first in range(0, len(missing), at_once):
+            group = missing[first : first + at_once]
 
             def after_epoch(_: int, __: Weights, loss: float, together: int = len(group)) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -64,12 +89,38 @@ def train_zoo(network: nn.Module, data: Data, *, size: int, epochs: int, seed: i
                 strategy=strategy,
                 after_epoch=after_epoch,
             )
-            trained += [{n: w[r] for n, w in weights.items()} for r in range(len(group))]
-    accuracies = [
-        training.accuracy(network, w, data, data.validation_images, data.validation_labels)
-        for w in trained
-    ]
-    return Zoo(networks.stack(initial), networks.stack(trained), accuracies)
+            for r, k in enumerate(group):
+                one = trained[k] = {n: w[r].clone() for n, w in weights.items()}
+                accuracies[k] = training.accuracy(
+                    network, one, data, data.validation_images, data.validation_labels
+                )
+                if use_cache:
+                    buffer = io.BytesIO()
+                    torch.save({"trained": one, "accuracy": accuracies[k]}, buffer)
+                    cache.write(names[k], buffer.getvalue())
+    members = range(size)
+    return Zoo(
+        networks.stack(initial),
+        networks.stack([trained[k] for k in members]),
+        [accuracies[k] for k in members],
+        size - len(missing),
+    )
+
+
+def _ingredients(
+    network: nn.Module, data: Data, strategy: augmentation.Strategy, epochs: int, seed: int
+) -> tuple[object, ...]:
+    """All that the members depend on to the last bit, but their number."""
+    device = data.device
+    if device.type == "cpu":
+        # Sums are divided among the threads, and into vectors of the processor's length.
+        machine = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    else:
+        machine = (torch.cuda.get_device_name(device), torch.backends.cudnn.version())
+    shapes = [(name, tuple(p.shape)) for name, p in network.named_parameters()]
+    architecture = (type(network).__name__, shapes)
+    code = (RECIPE, torch.__version__, device.type, machine)
+    return (*code, architecture, data.fingerprint(), asdict(strategy), epochs, seed)
 
 
 def save_zoo(path: Path, zoo: Zoo, description: dict[str, Any]) -> None:
