@@ -25,7 +25,7 @@ LEVEL = 0.05
 #: Samples on each side.
 ROWS = 100
 #: One less than a multiple of 1 / LEVEL, so that a permutation test can have exactly that level.
-PERMUTATIONS = 199
+PERMUTATIONS = 99
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -106,9 +106,7 @@ SHIFTS = [
     Shift("shape, heavy tails", 1, "Student's t, 3 degrees", _heavy_tails(3)),
     Shift("dependence, correlation", 2, "correlation 0.6", _correlated(0.6)),
     Shift("dependence without correlation", 2, "tied rows 0.7", _mirrored(0.7)),
-    Shift("location, one feature", 8, "mean 0.6", _moved(0.6, 1)),
     Shift("location, all features", 8, "mean 0.2", _moved(0.2, 8)),
-    Shift("scale, one feature", 8, "standard deviation 1.8", _stretched(1.8, 1)),
     Shift("scale, all features", 8, "standard deviation 1.2", _stretched(1.2, 8)),
     Shift("shape, two modes", 8, "modes at ±0.95", _two_modes(0.95)),
     Shift("dependence, correlation", 8, "correlation 0.3", _correlated(0.3)),
@@ -164,8 +162,8 @@ def permuted(x: Tensor, y: Tensor, seed: int, distance: str) -> float:
 
 
 def run(device: torch.device, quick: bool, written: Records) -> None:
-    R, R_null = (2, 2) if quick else (300, 500)
-    shifts = SHIFTS[::6] if quick else SHIFTS
+    R, R_null = (2, 2) if quick else (200, 400)
+    shifts = SHIFTS[::8] if quick else SHIFTS
     written.content["notes"] = [
         f"{ROWS} samples on each side, {R} simulations of each difference and {R_null} of none, "
         f"level {LEVEL}, {PERMUTATIONS} permutations (where p-values are of permutations). "
