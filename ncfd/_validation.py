@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -35,9 +36,17 @@ def values_visible(value: Tensor) -> bool:
 
 
 def check_tensor(value: object, name: str) -> Tensor:
-    """A tensor of any kind."""
+    """A tensor of any kind, but not a part of one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}")
+    if type(value) is not Tensor:
+        # Imported only where one is in use: it would slow every import of the package.
+        module = sys.modules.get("torch.distributed.tensor")
+        if module is not None and isinstance(value, module.DTensor):
+            raise TypeError(
+                f"{name} must be a plain tensor, got a DTensor; if it is sharded over the samples "
+                f"pass {name}.to_local() with a process_group, else {name}.full_tensor()"
+            )
     return value
 
 
@@ -52,13 +61,13 @@ def check_floating(value: object, name: str) -> Tensor:
     return tensor
 
 
-def check_samples(value: object, name: str) -> Tensor:
-    """Samples ``(*, N, D)`` with at least one row and one feature."""
+def check_samples(value: object, name: str, *, part: bool = False) -> Tensor:
+    """Samples ``(*, N, D)`` with at least one feature and, unless a process's part, one row."""
     x = check_floating(value, name)
     if x.ndim < 2:
         hint = f"; one-dimensional samples are {name}.unsqueeze(-1)" if x.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (*, N, D), got {describe(x)}{hint}")
-    if x.shape[-2] == 0 or x.shape[-1] == 0:
+    if x.shape[-1] == 0 or (x.shape[-2] == 0 and not part):
         raise ValueError(f"{name} must hold at least one sample and one feature, got {describe(x)}")
     return x
 
@@ -88,15 +97,15 @@ def check_device(value: Tensor, name: str, device: torch.device) -> None:
         )
 
 
-def check_weights(value: object, name: str, x: Tensor) -> Tensor:
-    """Non-negative weights ``(*, N)``, not all zero."""
+def check_weights(value: object, name: str, x: Tensor, *, part: bool = False) -> Tensor:
+    """Weights ``(*, N)``; non-negative and not all zero, unless a part's values are for later."""
     w = check_floating(value, name)
     if w.shape != x.shape[:-1]:
         raise ValueError(
             f"{name} must have shape {tuple(x.shape[:-1])}, one weight a sample, got {describe(w)}"
         )
     check_device(w, name, x.device)
-    if values_visible(w):
+    if values_visible(w) and not part:
         if bool((w < 0).any()):
             raise ValueError(f"{name} must be non-negative, got a minimum of {w.min().item():g}")
         if bool((w == 0).all(-1).any()):
@@ -113,8 +122,13 @@ def check_num_groups(value: object) -> int:
     return value  # type: ignore[return-value]  # a SymInt stands for an int while tracing
 
 
-def check_groups(value: object, num_groups: object, name: str, x: Tensor) -> tuple[Tensor, int]:
-    """Labels ``(N,)`` in ``[0, num_groups)`` for samples ``(N, D)``; returned as int64."""
+def check_groups(
+    value: object, num_groups: object, name: str, x: Tensor, *, part: bool = False
+) -> tuple[Tensor, int]:
+    """Labels ``(N,)`` in ``[0, num_groups)`` for samples ``(N, D)``; returned as int64.
+
+    The values of a process's part are left for later.
+    """
     groups = check_tensor(value, name)
     if num_groups is None:
         raise ValueError(f"{name} needs num_groups, the number of groups; it is never guessed")
@@ -132,13 +146,31 @@ def check_groups(value: object, num_groups: object, name: str, x: Tensor) -> tup
             f"got {describe(groups)}"
         )
     check_device(groups, name, x.device)
-    if values_visible(groups):
+    if values_visible(groups) and not part:
         low, high = (int(v) for v in torch.aminmax(groups))
         if low < 0 or high >= count:
             raise ValueError(
                 f"{name} must lie in [0, num_groups = {count}), got labels from {low} to {high}"
             )
     return groups.long(), count
+
+
+def faults_of_part(
+    weights: Tensor | None, groups: Tensor | None, count: int
+) -> tuple[Tensor | None, tuple[float, float]]:
+    """Labels made harmless, and whether there were negative weights and labels out of range.
+
+    One process must not raise what the others cannot see: they would wait for it in the next
+    collective. The two numbers add over processes, and then all raise, or none.
+    """
+    negative = stray = False
+    if weights is not None and values_visible(weights):
+        negative = bool((weights < 0).any())
+    if groups is not None and values_visible(groups):
+        fits = (groups >= 0) & (groups < count)
+        stray = not bool(fits.all())
+        groups = torch.where(fits, groups, 0) if stray else groups
+    return groups, (float(negative), float(stray))
 
 
 def check_alpha(value: object) -> float:

@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ncfd import _processes, ops
 from ncfd import _validation as check
-from ncfd import ops
 
 __all__ = ["CharacteristicFunction"]
 
@@ -203,28 +203,22 @@ class CharacteristicFunction(nn.Module):
             The estimator itself.
 
         Raises:
+            TypeError: ``process_group`` is not one.
             ValueError: ``torch.distributed`` is not initialised, or the processes hold different
                 frequencies.
         """
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            raise ValueError(
-                "all_reduce needs torch.distributed; call init_process_group first, or combine "
-                "estimators within one process with merge"
-            )
+        _processes.check_initialized("all_reduce")
+        group = _processes.check_group(process_group)
         # max(t) and -max(-t) over the processes are t itself only if all hold the same.
         extremes = torch.stack([self.t, -self.t])
-        distributed.all_reduce(extremes, distributed.ReduceOp.MAX, process_group)
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group)
         if not torch.equal(extremes[0], -extremes[1]):
             raise ValueError(
                 "the processes hold different frequencies t; draw them from one seed on all, or "
                 "broadcast them, before the estimators are built"
             )
-        flat = torch.cat([value.reshape(-1) for value in self._sums()])
-        distributed.all_reduce(flat, group=process_group)
-        sizes = [value.numel() for value in self._sums()]
-        for value, part in zip(self._sums(), torch.split(flat, sizes), strict=True):
-            value.copy_(part.view_as(value))
+        for value, whole in zip(self._sums(), _processes.add_up(self._sums(), group), strict=True):
+            value.copy_(whole)
         return self
 
     def extra_repr(self) -> str:

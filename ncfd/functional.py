@@ -11,15 +11,18 @@ complex number is a pair of real tensors; complex tensors appear only in the pub
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ncfd import _processes, ops
 from ncfd import _validation as check
-from ncfd import ops
 from ncfd.distributions import closed_form
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = [
     "amplitude_phase",
@@ -29,6 +32,18 @@ __all__ = [
     "gradient_reversal",
     "ncfd_loss",
 ]
+
+
+class _Sums(NamedTuple):
+    """What is known of samples at F frequencies. Everything in it adds: over any cut of a batch."""
+
+    cos: Tensor  # Σ w cos⟨t, x⟩: (*, F), or (G, F) with groups
+    sin: Tensor
+    total: Tensor | float  # Σ w: (*, 1), or (G,) with groups; N where nothing else was given
+    squares: Tensor | float  # Σ w², likewise
+    grouped: bool
+    #: Of a process's part: negative weights, labels out of range.
+    faults: tuple[float, float] = (0.0, 0.0)
 
 
 class _Phi(NamedTuple):
@@ -94,11 +109,12 @@ def characteristic_function(
         re, im = closed_form(x, t)
         return torch.complex(re, im)
     x = check.check_samples(x, "x")
-    phi = _estimate(x, t, weights, groups, num_groups, chunk_size, names=("weights", "groups"))
+    sums = _sums(x, t, weights, groups, num_groups, chunk_size, names=("weights", "groups"))
+    phi = _normalised(sums)
     return torch.complex(phi.re, phi.im)
 
 
-def _estimate(
+def _sums(
     x: Tensor,
     t: Tensor,
     weights: Tensor | None,
@@ -108,47 +124,125 @@ def _estimate(
     *,
     names: tuple[str, str],
     dtype: torch.dtype | None = None,
-) -> _Phi:
-    """φ̂ of checked samples ``x (*, N, D)``; ``names`` are those of the weights and groups."""
+    part: bool = False,
+) -> _Sums:
+    """Sums of checked samples ``x (*, N, D)``; ``names`` are those of the weights and groups.
+
+    With ``part`` the samples are a process's part of a batch: it may be empty, and faults in its
+    values are for :func:`_of_all_processes` to tell.
+    """
     batch = tuple(x.shape[:-2])
     rows, dim = x.shape[-2:]
     t = check.check_frequencies(t, batch, dim, x.device)
     chunk_size = check.check_chunk_size(chunk_size)
     if weights is not None:
-        weights = check.check_weights(weights, names[0], x)
+        weights = check.check_weights(weights, names[0], x, part=part)
     if groups is not None:
-        groups, num_groups = check.check_groups(groups, num_groups, names[1], x)
+        groups, num_groups = check.check_groups(groups, num_groups, names[1], x, part=part)
     elif num_groups is not None:
         raise ValueError(f"num_groups needs {names[1]}, got num_groups={num_groups} alone")
+
+    faults = (0.0, 0.0)
+    if part:
+        groups, faults = check.faults_of_part(weights, groups, num_groups or 1)
 
     dtype = dtype or _compute_dtype(x, t)
     # Each input is cast once: two casts of a half tensor would round two partial gradients and
     # add them in half precision.
     x, t = x.to(dtype), t.to(dtype)
     weights = None if weights is None else weights.to(dtype)
-    folded_x = x.reshape(-1, rows, dim)  # (B, N, D)
-    folded_t = t.unsqueeze(0) if t.ndim == 2 else t.reshape(-1, *t.shape[-2:])
-    folded_w = None if weights is None else weights.reshape(-1, rows)
-    folded_g = None if groups is None else groups.unsqueeze(0)
-    cos_sum, sin_sum = ops.sums(
-        folded_x, folded_t, folded_w, folded_g, num_groups or 1, chunk_size
-    )  # (B, G, F) each
-
     shape = (num_groups, t.shape[-2]) if num_groups is not None else (*batch, t.shape[-2])
-    re, im = cos_sum.reshape(shape), sin_sum.reshape(shape)
+    if part and rows == 0:
+        # Zeros, but in the graph: DistributedDataParallel waits for the gradient of every input.
+        nothing = x.sum() + (0 * t).sum(-1)  # (F,) or (*, F)
+        if weights is not None:
+            nothing = nothing + weights.sum()
+        cos = sin = nothing.expand(shape)
+    else:
+        folded_x = x.reshape(-1, rows, dim)  # (B, N, D)
+        folded_t = t.unsqueeze(0) if t.ndim == 2 else t.reshape(-1, *t.shape[-2:])
+        folded_w = None if weights is None else weights.reshape(-1, rows)
+        folded_g = None if groups is None else groups.unsqueeze(0)
+        cos, sin = ops.sums(
+            folded_x, folded_t, folded_w, folded_g, num_groups or 1, chunk_size
+        )  # (B, G, F) each
+        cos, sin = cos.reshape(shape), sin.reshape(shape)
     if weights is None and groups is None:
-        return _Phi(re / rows, im / rows, None, 1.0 / rows)
+        return _Sums(cos, sin, rows, rows, False, faults)
     w = x.new_ones(rows) if weights is None else weights
     if groups is None:
         total, squares = w.sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)  # (*, 1)
-        return _Phi(re / total, im / total, None, squares / total.square())
+        return _Sums(cos, sin, total, squares, False, faults)
     zeros = w.new_zeros(shape[0])
     total = zeros.scatter_add(0, groups, w)  # (G,)
     squares = zeros.scatter_add(0, groups, w.square())
+    return _Sums(cos, sin, total, squares, True, faults)
+
+
+def _normalised(sums: _Sums) -> _Phi:
+    """φ̂: the sums over their weight."""
+    cos, sin, total, squares, grouped, _ = sums
+    if not isinstance(total, Tensor) or not isinstance(squares, Tensor):
+        return _Phi(cos / total, sin / total, None, squares / total**2)
+    if not grouped:
+        return _Phi(cos / total, sin / total, None, squares / total.square())
     present = total > 0
     # An empty group: 0 / 1 = 0, and nothing to differentiate. NaN weights stay NaN.
     total = torch.where(total == 0, 1.0, total).unsqueeze(1)
-    return _Phi(re / total, im / total, present, squares.unsqueeze(1) / total.square())
+    return _Phi(cos / total, sin / total, present, squares.unsqueeze(1) / total.square())
+
+
+def _of_all_processes(sides: dict[str, _Sums], t: Tensor, group: ProcessGroup) -> dict[str, _Sums]:
+    """The sums of the whole batch from those of this process's part, by one all-reduce.
+
+    Whatever is wrong with values is decided afterwards, on the same numbers everywhere, so that
+    all processes raise or none does.
+    """
+    values: list[Tensor] = []
+    for side in sides.values():
+        shape = side.cos.shape[:1] if side.grouped else (*side.cos.shape[:-1], 1)
+        weighed = (
+            v if isinstance(v, Tensor) else side.cos.new_full(shape, v)
+            for v in (side.total, side.squares)
+        )
+        values += [side.cos, side.sin, *weighed, side.cos.new_tensor(side.faults)]
+    visible = check.values_visible(t)
+    mark = t.new_zeros(3, dtype=torch.float64)
+    if visible:
+        total = t.detach().sum(dtype=torch.float64)
+        mark = torch.stack([total, total.square(), t.detach().abs().sum(dtype=torch.float64)])
+    *values, mark = _processes.add_up([*values, mark], group)
+    if visible:
+        first, second, size = mark.tolist()
+        world = torch.distributed.get_world_size(group)
+        # A variance above rounding: equal frequencies give equal totals.
+        if second * world - first**2 > (1e-6 * size) ** 2:
+            raise ValueError(
+                "t must be the same on all processes of the process_group; draw it from one seed "
+                "on all, or broadcast it"
+            )
+    whole = {}
+    for i, (name, side) in enumerate(sides.items()):
+        cos, sin, total, squares, faults = values[5 * i : 5 * i + 5]
+        if visible:
+            negative, stray = faults.tolist()
+            if negative:
+                raise ValueError(
+                    f"{name}_weights must be non-negative, got negative ones on {negative:g} "
+                    "processes of the process_group"
+                )
+            if stray:
+                raise ValueError(
+                    f"{name}_groups must lie in [0, num_groups), got labels outside on "
+                    f"{stray:g} processes of the process_group"
+                )
+            if not side.grouped and bool((total == 0).any()):
+                raise ValueError(
+                    f"{name} must hold a sample of positive weight on some process of the "
+                    "process_group"
+                )
+        whole[name] = _Sums(cos, sin, total, squares, side.grouped)
+    return whole
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -305,6 +399,7 @@ def ncfd_loss(
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
     chunk_size: int | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Neural characteristic function discrepancy between real ``x`` and synthetic ``y``.
 
@@ -333,6 +428,7 @@ def ncfd_loss(
         x_weights: ``(*, N)``, non-negative, not all zero.
         y_weights: ``(*, M)``, likewise.
         chunk_size: rows whose phases are held at once, see :func:`characteristic_function`.
+        process_group: processes whose parts make up the batch; see below. None: no communication.
 
     Returns:
         Shape ``*`` (a scalar without batch dimensions); with ``reduction="none"`` ``(*, F)`` or
@@ -342,7 +438,21 @@ def ncfd_loss(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes, labels, weights or options that do not fit; no group on both sides
-            (seen on the CPU; elsewhere the mean is NaN).
+            (seen on the CPU; elsewhere the mean is NaN); with a ``process_group``, frequencies that
+            differ between processes (likewise), or ``torch.distributed`` not initialised.
+
+    **Several processes.** With a ``process_group`` the samples, labels and weights are this
+    process's part: parts may differ in size, and one may be empty or lack groups. ``t``, a known φ
+    and all options are the same on all. The sums of both sides, the weights and the counts are
+    added in one all-reduce, so every process returns the value of the whole batch,
+    :math:`L(\sum_p s_p)`. The backward adds the gradients :math:`\partial L/\partial s` of all
+    ``P`` processes in the same way and hands each ``P`` times its share,
+    :math:`P\,(\partial L/\partial s)(\partial s_p/\partial\theta)`; the mean over the processes,
+    which ``DistributedDataParallel`` takes, is the gradient of one process with the whole batch.
+    So for leaf tensors: averaged over the processes, the gradient of what all hold (parameters,
+    ``t``) is that of one process, and a tensor only one holds (its samples, its weights) gets
+    ``P`` times that. Every process must call ``backward``, on the same loss; second derivatives
+    follow the same rule.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -359,9 +469,10 @@ def ncfd_loss(
     unbiased = check.check_flag(unbiased, "unbiased")
     reduction = check.check_reduction(reduction)
     check.check_unbiased(unbiased, squared, alpha)
-    y = check.check_samples(y, "y")
+    process_group = _processes.check_group(process_group)
+    y = check.check_samples(y, "y", part=process_group is not None)
     phi_x, phi_y = _both_sides(
-        x, y, t, x_groups, y_groups, num_groups, x_weights, y_weights, chunk_size
+        x, y, t, x_groups, y_groups, num_groups, x_weights, y_weights, chunk_size, process_group
     )
     if unbiased:
         value = _unbiased(phi_x, phi_y)
@@ -382,13 +493,25 @@ def _both_sides(
     x_weights: Tensor | None,
     y_weights: Tensor | None,
     chunk_size: int | None,
+    group: ProcessGroup | None,
 ) -> tuple[_Phi, _Phi]:
     """φ of the real and of the synthetic side, of one shape, device and dtype."""
-    batch = tuple(y.shape[:-2])
-    names = ("y_weights", "y_groups")
+    batch, part = tuple(y.shape[:-2]), group is not None
+
+    def sums_of_y(dtype: torch.dtype | None = None) -> _Sums:
+        names = ("y_weights", "y_groups")
+        return _sums(
+            y, t, y_weights, y_groups, num_groups, chunk_size, names=names, dtype=dtype, part=part
+        )
+
+    def phis(**sides: _Sums) -> list[_Phi]:
+        if group is not None:
+            sides = _of_all_processes(sides, t, group)
+        return [_normalised(side) for side in sides.values()]
+
     if isinstance(x, Distribution):
         _refuse_with_known_phi("a Distribution", x_weights=x_weights, x_groups=x_groups)
-        phi_y = _estimate(y, t, y_weights, y_groups, num_groups, chunk_size, names=names)
+        (phi_y,) = phis(y=sums_of_y())
         re, im = (v.to(phi_y.re.dtype) for v in closed_form(x, t))
         if re.shape != phi_y.re.shape:
             if re.ndim != 1:
@@ -404,9 +527,7 @@ def _both_sides(
         re, im = _split(x, "x")
         dtype = _compute_dtype(x, y, check.check_floating(t, "t"))
         t = t.to(dtype)
-        phi_y = _estimate(
-            y, t, y_weights, y_groups, num_groups, chunk_size, names=names, dtype=dtype
-        )
+        (phi_y,) = phis(y=sums_of_y(dtype))
         if x.shape != phi_y.re.shape:
             raise ValueError(
                 f"x, a known φ, must have shape {tuple(phi_y.re.shape)} to match y and t, "
@@ -416,7 +537,7 @@ def _both_sides(
         present = None if y_groups is None else ((re != 0) | (im != 0)).any(-1)
         return _Phi(re.to(dtype), im.to(dtype), present, 0.0), phi_y
 
-    x = check.check_samples(x, "x")
+    x = check.check_samples(x, "x", part=part)
     if tuple(x.shape[:-2]) != batch or x.shape[-1] != y.shape[-1]:
         raise ValueError(
             "x and y must agree in all but the number of samples, "
@@ -428,17 +549,11 @@ def _both_sides(
         raise ValueError(f"{given} needs {missing}: groups are matched group by group")
     dtype = _compute_dtype(x, y, check.check_floating(t, "t"))
     t = t.to(dtype)
-    phi_x = _estimate(
-        x,
-        t,
-        x_weights,
-        x_groups,
-        num_groups,
-        chunk_size,
-        names=("x_weights", "x_groups"),
-        dtype=dtype,
+    names = ("x_weights", "x_groups")
+    sums_of_x = _sums(
+        x, t, x_weights, x_groups, num_groups, chunk_size, names=names, dtype=dtype, part=part
     )
-    phi_y = _estimate(y, t, y_weights, y_groups, num_groups, chunk_size, names=names, dtype=dtype)
+    phi_x, phi_y = phis(x=sums_of_x, y=sums_of_y(dtype))
     return phi_x, phi_y
 
 
@@ -709,7 +824,7 @@ class _Reversal(torch.autograd.Function):
         return -ctx.scale * grad, None
 
 
-def unit_rows(x: Tensor, name: str = "x") -> Tensor:
+def unit_rows(x: Tensor, name: str = "x", *, part: bool = False) -> Tensor:
     """Rows of ``x (*, N, D)`` scaled to length 1, in float32 or better; a zero row stays zero."""
-    x = check.check_samples(x, name)
+    x = check.check_samples(x, name, part=part)
     return torch.nn.functional.normalize(x.to(_compute_dtype(x)), dim=-1)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ncfd import _processes, functional
 from ncfd import _validation as check
-from ncfd import functional
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["NCFDLoss"]
 
@@ -28,6 +36,11 @@ class NCFDLoss(nn.Module):
         unbiased: the U-statistic; needs ``squared=True`` and ``alpha=0.5``.
         adversarial: reverse the gradient that reaches the sampler.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        process_group: processes whose parts make up the batch, as in
+            :func:`ncfd.functional.ncfd_loss`. All draw the same frequencies: a ``sampler`` that
+            takes a ``generator`` is called with one that is in step on all processes, seeded in the
+            first ``forward`` from the first process's default generator. Wrap the sampler, or this
+            module, in ``DistributedDataParallel`` like the network.
 
     Raises:
         TypeError: an option of the wrong type.
@@ -56,6 +69,7 @@ class NCFDLoss(nn.Module):
         unbiased: bool = False,
         adversarial: bool = True,
         reduction: str = "mean",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.alpha = check.check_alpha(alpha)
@@ -65,6 +79,8 @@ class NCFDLoss(nn.Module):
         self.adversarial = check.check_flag(adversarial, "adversarial")
         self.reduction = check.check_reduction(reduction)
         check.check_unbiased(self.unbiased, self.squared, self.alpha)
+        self.process_group = _processes.check_group(process_group)
+        self._generator: torch.Generator | None = None  # in step on all processes
         self.sampler: nn.Module | None
         self.frequencies: Tensor | None
         if isinstance(sampler, nn.Module):
@@ -107,16 +123,17 @@ class NCFDLoss(nn.Module):
         """
         t = self.frequencies
         if self.sampler is not None:
-            t = self.sampler()
+            t = self._draw(self.sampler, synthetic)
             if self.adversarial:
                 t = functional.gradient_reversal(t)
         assert t is not None  # one of the two was set by the constructor
         if self.normalize:
-            synthetic = functional.unit_rows(synthetic, "synthetic")
+            part = self.process_group is not None
+            synthetic = functional.unit_rows(synthetic, "synthetic", part=part)
             if not (
                 isinstance(real, Distribution) or (isinstance(real, Tensor) and real.is_complex())
             ):
-                real = functional.unit_rows(real, "real")
+                real = functional.unit_rows(real, "real", part=part)
         return functional.ncfd_loss(
             real,
             synthetic,
@@ -130,7 +147,39 @@ class NCFDLoss(nn.Module):
             num_groups=num_groups,
             x_weights=real_weights,
             y_weights=synthetic_weights,
+            process_group=self.process_group,
         )
+
+    def _draw(self, sampler: nn.Module, like: Tensor) -> Tensor:
+        """Frequencies, the same on all processes."""
+        arguments = {}
+        if self.process_group is not None and _takes_generator(sampler):
+            if self._generator is None:
+                self._generator = _processes.common_generator(self.process_group, like.device)
+            arguments["generator"] = self._generator
+        t: Tensor = sampler(**arguments)
+        return t
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A process group is a connection: the copy talks over the same one.
+        memo[id(self.process_group)] = self.process_group
+        other = self.__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            # Dropped in silence, it would turn the loss into that of one process's part.
+            raise TypeError(
+                "an NCFDLoss with a process_group cannot be pickled; store its state_dict, or set "
+                "loss.process_group = None first"
+            )
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Modules stored by earlier versions know no processes.
+        super().__setstate__({"process_group": None, "_generator": None} | state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """The options, for ``print``."""
@@ -140,3 +189,9 @@ class NCFDLoss(nn.Module):
             f"unbiased={self.unbiased}, adversarial={self.adversarial}, "
             f"reduction={self.reduction!r}"
         )
+
+
+def _takes_generator(sampler: nn.Module) -> bool:
+    if isinstance(sampler, nn.parallel.DistributedDataParallel):
+        sampler = sampler.module
+    return "generator" in inspect.signature(sampler.forward).parameters
