@@ -9,8 +9,9 @@ import pytest
 import torch
 from strategies import normal
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
-from ncfd import FrequencySampler, GaussianFrequencies, NCFDLoss
+from ncfd import CharacteristicFunction, FrequencySampler, GaussianFrequencies, NCFDLoss
 from ncfd.functional import characteristic_function, ncfd_loss
 
 N, M, D, F = 24, 16, 4, 32
@@ -116,6 +117,72 @@ def test_module_takes_batches_and_a_known_characteristic_function() -> None:
     assert loss(real.expand(3, N, D), synthetic.expand(3, M, D)).shape == (3,)
     known = loss(characteristic_function(real, t), synthetic)
     torch.testing.assert_close(known, loss(real, synthetic))
+
+
+@pytest.mark.parametrize("options", [*OPTIONS[:3], {"alpha": 0.0}, {"alpha": 1.0}], ids=str)
+def test_module_takes_a_distribution_as_the_real_side(options: dict) -> None:
+    """The value is that of the closed form; the gradients pass the derivative test."""
+    _, synthetic = features()
+    y, t = synthetic.double().requires_grad_(), normal(5, F, D, dtype=torch.float64)
+    scale = torch.full((D,), 1.3, dtype=torch.float64, requires_grad=True)
+
+    def target(scale: Tensor) -> Independent:
+        return Independent(Normal(torch.full_like(scale, 0.4), scale), 1)
+
+    loss = NCFDLoss(t, **options)
+    phi = torch.exp(0.4j * t.sum(1) - 0.5 * (t.square() * 1.3**2).sum(1))
+    torch.testing.assert_close(loss(target(scale), y), ncfd_loss(phi, y, t, **options))
+    # Of the samples and of the distribution's own parameters.
+    assert torch.autograd.gradcheck(lambda y, s: loss(target(s), y), (y, scale))
+
+
+def test_a_distribution_pulls_embeddings_to_it() -> None:
+    """The two lines of the guide: no samples of the target, and the sampler plays its part."""
+    target = Independent(Normal(torch.zeros(D), torch.ones(D)), 1)
+    regulariser = NCFDLoss(GaussianFrequencies(D, 128, scale=0.7), squared=True)
+    z = (0.1 * normal(2, 100, D, dtype=torch.float32) + 1.0).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(150):
+            optimizer.zero_grad()
+            regulariser(target, z).backward()
+            optimizer.step()
+    # From means of 1 and variances of 0.01; the frequencies change in every step.
+    torch.testing.assert_close(z.detach().mean(0), torch.zeros(D), atol=0.2, rtol=0)
+    torch.testing.assert_close(torch.cov(z.detach().T), torch.eye(D), atol=0.35, rtol=0)
+    # ψ against a distribution: its gradient raises the loss.
+    t = Affine()
+    game = NCFDLoss(t)
+    before = game(target, z.detach())
+    before.backward()
+    with torch.no_grad():
+        for p in t.parameters():
+            p -= 1e-3 * p.grad / p.grad.norm()
+    assert game(target, z.detach()) > before
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("options", [{}, {"squared": True}, {"alpha": 0.2}], ids=str)
+def test_module_takes_what_an_estimator_computed(groups: bool, options: dict) -> None:
+    real, synthetic = features()
+    t = normal(5, F, D, dtype=torch.float32)
+    labels = (torch.arange(N) % 3, torch.arange(M) % 3) if groups else (None, None)
+    stream = CharacteristicFunction(t, 3 if groups else None)
+    for rows in torch.arange(N).split(7):
+        stream.update(real[rows], groups=labels[0][rows] if groups else None)
+    loss = NCFDLoss(t, **options)
+    sizes = {"num_groups": 3} if groups else {}
+    found = []
+    for known in (False, True):
+        y = synthetic.clone().requires_grad_()
+        x = stream.compute() if known else real
+        of_x = {} if known else {"real_groups": labels[0]}
+        value = loss(x, y, synthetic_groups=labels[1], **of_x, **sizes)
+        value.backward()
+        found.append((value.detach(), y.grad))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][1].abs().max() > 1e-4
 
 
 def test_equal_features_give_zero_and_no_gradient() -> None:
