@@ -16,6 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ncfd import ops
 from ncfd.functional import gaussian_ncfd, ncfd_loss
+from ncfd.ops import _circle
 
 B, N, D, F, G = 2, 5, 3, 4, 3
 
@@ -97,8 +98,53 @@ def test_cutting_into_blocks_changes_nothing(
     whole = run()
     for name in ("block_small_dim", "block_large_dim", "block_accelerator"):
         monkeypatch.setitem(ops.BUDGET, name, bytes_of_a_block)
-    for a, b in zip(run(), whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    # Phases kept in one tensor, then two rows to each.
+    for bytes_of_a_piece in (2**20, 2 * F * 8):
+        monkeypatch.setitem(ops.BUDGET, "piece", bytes_of_a_piece)
+        for a, b in zip(run(), whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@every_shape
+@pytest.mark.parametrize("bytes_of_a_block", [32, 2**20])
+def test_both_forms_of_a_phase_give_the_same(
+    kind: dict, bytes_of_a_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The accelerators' form, here on the CPU; and phases on both sides of the half-tangent's pole.
+    monkeypatch.setitem(ops.BUDGET, "block_small_dim", bytes_of_a_block)
+    x, *rest = inputs(**kind)
+    arguments = (10 * x, *rest)
+    leaves = [v.requires_grad_() for v in arguments[:3] if v is not None]
+
+    def run() -> tuple[Tensor, ...]:
+        pair = ops.sums(*arguments)
+        total = pair[0].square().sum() + pair[1].sum()
+        return (*pair, *torch.autograd.grad(total, leaves))
+
+    tangent = run()
+    monkeypatch.setattr(_circle, "circle", lambda _: _circle.Angle())
+    for a, b in zip(run(), tangent, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_half_tangent_is_accurate_at_its_pole(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    offsets = torch.tensor([0.0, eps, -eps, 1e-3, -1e-3, 1.0], dtype=dtype)
+    pi = torch.tensor(torch.pi, dtype=dtype)
+    theta = torch.cat([k * pi + offsets for k in (0, 1, -1, 2, 3, 1001)])
+    form = _circle.HalfTangent()
+    held = (0.5 * theta).reshape(1, -1, 1)
+    form.enter(held)
+    a, b = torch.tensor([[[0.7]]], dtype=dtype), torch.tensor([[[-1.3]]], dtype=dtype)
+    slopes = form.slopes(held, *form.prepare(a, b), None).flatten()
+    truth = b.flatten() * torch.cos(theta.double()) - a.flatten() * torch.sin(theta.double())
+    # 1e3 π in float32 is itself uncertain by an ulp; `theta` is what was rounded, so it is exact.
+    assert (slopes - truth).abs().max() < 8 * eps
+    for row in range(len(theta)):
+        pair = form.sums(held[:, row : row + 1], lambda v: v.sum(1, keepdim=True), 1, None)
+        assert abs(pair[0].item() - torch.cos(theta[row].double()).item()) < 4 * eps
+        assert abs(pair[1].item() - torch.sin(theta[row].double()).item()) < 4 * eps
 
 
 @every_shape
@@ -251,6 +297,7 @@ import resource
 import ncfd
 import torch
 from ncfd.functional import gaussian_ncfd, ncfd_loss
+from ncfd.ops import _circle
 
 def peak():
     # In kilobytes on Linux, where this test runs.

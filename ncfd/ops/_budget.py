@@ -7,6 +7,8 @@ from __future__ import annotations
 BUDGET: dict[str, int] = {
     # Phases kept from forward to backward, for each side; larger ones are formed again in blocks.
     "kept": 256 * 2**20,
+    # The kept phases lie in tensors of this size on the CPU, which its allocator uses again.
+    "piece": 8 * 2**20,
     # One block of phases on the CPU: inside a core's cache where the cosines set the pace (small
     # D), longer where the product does.
     "block_small_dim": 2**20,

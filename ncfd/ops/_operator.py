@@ -44,7 +44,7 @@ def sums(
     # backward is another one); torch.func takes the composable Function (it refuses an operator
     # with registered autograd); plain eager code takes the short way, with
     # about half the overhead on small inputs.
-    apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    apply: Callable[..., tuple[Any, ...]]
     if torch.compiler.is_compiling():
         apply = cf_sums
     elif _transforming():
@@ -53,7 +53,7 @@ def sums(
         apply = _EagerSums.apply
     else:
         apply = _phases.forward
-    cos_sum, sin_sum, _ = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)
+    cos_sum, sin_sum = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)[:2]
     return cos_sum, sin_sum
 
 
@@ -78,7 +78,10 @@ def cf_sums(
     chunk: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums ``(B, G, F)`` twice, and the phases ``(B, N, F)`` if ``keep`` (else an empty tensor)."""
+    """Sums ``(B, G, F)`` twice, and what the backward wants of the phases if ``keep``: (B, N, F).
+
+    Without ``keep`` the third tensor is empty.
+    """
     if groups is not None and groups.device.type == "cpu" and groups.numel() > 0:
         # Compiled and vmapped callers reach only this check; eager ones were told the argument.
         low, high = torch.aminmax(groups)
@@ -87,7 +90,10 @@ def cf_sums(
                 f"group labels must lie in [0, num_groups = {num_groups}), "
                 f"got values from {int(low)} to {int(high)}"
             )
-    return _phases.forward(x, t, weights, groups, num_groups, chunk, keep)
+    cos_sum, sin_sum, kept = _phases.forward(
+        x, t, weights, groups, num_groups, chunk, keep, split=False
+    )
+    return cos_sum, sin_sum, kept[0] if keep else x.new_empty(0)
 
 
 @cf_sums.register_fake
@@ -121,8 +127,9 @@ def cf_sums_backward(
     need_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for ``x``, ``t`` and ``weights``; an empty tensor where not needed."""
+    pieces = [kept] if kept.numel() > 0 else []
     return _phases.backward(
-        grad_cos, grad_sin, x, t, weights, groups, kept, chunk, need_x, need_t, need_w
+        grad_cos, grad_sin, x, t, weights, groups, pieces, chunk, need_x, need_t, need_w
     )
 
 
@@ -151,6 +158,10 @@ def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     x, t, weights, groups, _, chunk, _ = inputs
     cos_sum, _, kept = output
     ctx.save_for_backward(x, t, weights, groups, kept)
+    _setup_rest(ctx, chunk, cos_sum)
+
+
+def _setup_rest(ctx: Any, chunk: int, cos_sum: Tensor) -> None:
     ctx.chunk = chunk
     ctx.sums_shape = cos_sum.shape
     # The kept phases never receive a gradient; without this a zero (B, N, F) would be made for it.
@@ -158,9 +169,9 @@ def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _backward_sums(
-    ctx: Any, grad_cos: Tensor | None, grad_sin: Tensor | None, _: Tensor | None
+    ctx: Any, grad_cos: Tensor | None, grad_sin: Tensor | None, _: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
-    x, t, weights, groups, kept = ctx.saved_tensors
+    x, t, weights, groups, *pieces = ctx.saved_tensors
     nothing = (None,) * 7
     if grad_cos is None and grad_sin is None:
         return nothing
@@ -169,12 +180,15 @@ def _backward_sums(
     grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
     need_x, need_t, need_w = ctx.needs_input_grad[:3]
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    # The operator takes the phases in one piece, or forms them again.
+    kept = pieces[0] if len(pieces) == 1 else x.new_empty(0)
     if torch.compiler.is_compiling():
         apply = cf_sums_backward
     elif torch.is_grad_enabled() or batched:
         apply = _SumsBackward.apply
     else:  # an ordinary backward: nothing above this to differentiate or to transform
         apply = _phases.backward
+        kept = [piece for piece in pieces if piece.numel() > 0]
     grad_x, grad_t, grad_w = apply(
         grad_cos, grad_sin, x, t, weights, groups, kept, ctx.chunk, need_x, need_t, need_w
     )
@@ -350,10 +364,12 @@ class _EagerSums(torch.autograd.Function):
     """``_Sums`` without the dispatcher and without composability: what a training loop runs."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = _phases.forward(*args)
-        _setup_sums(ctx, args, outputs)
-        return outputs
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        cos_sum, sin_sum, kept = _phases.forward(*args)
+        x, t, weights, groups, _, chunk, _ = args
+        ctx.save_for_backward(x, t, weights, groups, *kept)
+        _setup_rest(ctx, chunk, cos_sum)
+        return cos_sum, sin_sum
 
     backward = staticmethod(_backward_sums)
 

@@ -7,18 +7,21 @@ floating tensors of one dtype (float32 or float64), and runs without autograd.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from ncfd.ops import _circle
 from ncfd.ops._budget import BUDGET, SMALL_DIM
 
 # Rows that may be added one after the other in float32: 1e3 terms lose about 1e-7 of a mean.
 _SEQUENTIAL_ROWS = 1024
 # Up to this many groups a product with the indicator matrix beats scattered additions on the CPU.
 _INDICATOR_GROUPS = 64
+
+Block = tuple[slice, slice]
 
 
 def keeps_phases(x: Tensor, t: Tensor) -> bool:
@@ -37,7 +40,7 @@ def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
     return max(1, block // (t.shape[1] * x.element_size()))
 
 
-def _blocks(batch: int, rows: int, limit: int) -> Iterator[tuple[slice, slice]]:
+def _blocks(batch: int, rows: int, limit: int) -> Iterator[Block]:
     """Cut ``(batch, rows)`` into blocks of at most ``limit`` rows, whole batches if they fit."""
     if rows > limit:
         for b in range(batch):
@@ -49,6 +52,19 @@ def _blocks(batch: int, rows: int, limit: int) -> Iterator[tuple[slice, slice]]:
             yield slice(b, min(b + step, batch)), slice(0, rows)
 
 
+def _pieces(x: Tensor, t: Tensor, split: bool) -> list[Block]:
+    """Cut the rows into pieces whose phases are kept as one tensor each.
+
+    A CPU's allocator hands large tensors back to the system and faults every page in again at the
+    next step, which costs more than the cosines; several of moderate size it keeps.
+    """
+    batch, rows, _ = x.shape
+    if split and x.device.type == "cpu":
+        limit = max(1, BUDGET["piece"] // (t.shape[1] * x.element_size()))
+        return list(_blocks(batch, rows, limit))
+    return [(slice(0, batch), slice(0, rows))]
+
+
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
     # Under autocast the product would run in half precision: phases would be 0.2 % wrong.
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
@@ -56,13 +72,19 @@ def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def phases(x: Tensor, t: Tensor, out: Tensor | None = None) -> Tensor:
-    """``⟨t, x⟩``: ``x (b, n, D)``, ``t (1 or b, F, D)`` -> ``(b, n, F)``."""
+def _hold(x: Tensor, t: Tensor, form: _circle.Circle, out: Tensor | None = None) -> Tensor:
+    """Phases ``⟨t, x⟩`` in the given form: ``x (b, n, D)``, ``t (1 or b, F, D)`` -> (b, n, F)."""
     b, n, dim = x.shape
+    # With beta = 0 the first argument only lends its memory or its shape.
     if t.shape[0] == 1:
-        flat = None if out is None else out.view(b * n, -1)
-        return torch.mm(x.reshape(b * n, dim), t[0].T, out=flat).view(b, n, -1)
-    return torch.bmm(x, t.transpose(1, 2), out=out)
+        out = x.new_empty(b, n, t.shape[1]) if out is None else out
+        flat = out.view(b * n, -1)
+        torch.addmm(flat, x.reshape(b * n, dim), t[0].T, beta=0, alpha=form.factor, out=flat)
+    else:
+        out = x.new_empty(b, n, t.shape[1]) if out is None else out
+        torch.baddbmm(out, x, t.transpose(1, 2), beta=0, alpha=form.factor, out=out)
+    form.enter(out)
+    return out
 
 
 def features(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,30 +98,51 @@ def features(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cos(theta), torch.sin(theta)
 
 
-def _reduce(values: Tensor, w: Tensor | None, groups: Tensor | None, num_groups: int) -> Tensor:
-    """Weighted group sums of one block: ``values (b, n, F)`` -> ``(b, G, F)``."""
-    b, n, num_freqs = values.shape
-    on_cpu = values.device.type == "cpu"
+def _reducer(x: Tensor, w: Tensor | None, groups: Tensor | None, num_groups: int) -> _circle.Reduce:
+    """Weighted group sums of one block: a function of values ``(b, n, F)`` -> ``(b, G, F)``."""
+    b, n, _ = x.shape
+    on_cpu = x.device.type == "cpu"
     if groups is None:
         if w is None:
-            return values.sum(1, keepdim=True)
+            return lambda values: values.sum(1, keepdim=True)
         if on_cpu:
-            return torch.bmm(w.unsqueeze(1), values)
+            return lambda values: torch.bmm(w.unsqueeze(1), values)
         # No product here on an accelerator: TF32 would round the cosines to 11 bits.
-        return (values * w.unsqueeze(2)).sum(1, keepdim=True)
-    if on_cpu and num_groups <= _INDICATOR_GROUPS:
-        indicator = values.new_zeros(b, num_groups, n)
-        ones = values.new_ones(b, 1, n) if w is None else w.unsqueeze(1)
-        indicator.scatter_(1, groups.unsqueeze(1), ones)
+        return lambda values: (values * w.unsqueeze(2)).sum(1, keepdim=True)
+
+    def add_rows(values: Tensor) -> Tensor:
+        weighted = values if w is None else values * w.unsqueeze(2)
+        offset = torch.arange(b, device=groups.device).unsqueeze(1) * num_groups
+        sums = values.new_zeros(b * num_groups, values.shape[2])
+        sums.index_add_(0, (groups + offset).reshape(-1), weighted.reshape(b * n, -1))
+        return sums.view(b, num_groups, -1)
+
+    if not (on_cpu and num_groups <= _INDICATOR_GROUPS):
+        return add_rows
+    indicator = x.new_zeros(b, num_groups, n)
+    ones = x.new_ones(b, 1, n) if w is None else w.unsqueeze(1)
+    indicator.scatter_(1, groups.unsqueeze(1), ones)
+
+    def multiply(values: Tensor) -> Tensor:
         sums = torch.bmm(indicator, values)
-        if bool(torch.isfinite(sums).all()):
-            return sums
         # 0 · NaN is NaN: the product would spread one bad row over all groups. Add row by row.
-    weighted = values if w is None else values * w.unsqueeze(2)
-    offset = torch.arange(b, device=groups.device).unsqueeze(1) * num_groups
-    sums = values.new_zeros(b * num_groups, num_freqs)
-    sums.index_add_(0, (groups + offset).reshape(-1), weighted.reshape(b * n, num_freqs))
-    return sums.view(b, num_groups, num_freqs)
+        return sums if bool(torch.isfinite(sums).all()) else add_rows(values)
+
+    return multiply
+
+
+def _block_sums(
+    held: Tensor,
+    w: Tensor | None,
+    groups: Tensor | None,
+    num_groups: int,
+    form: _circle.Circle,
+    spare: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    reduce = _reducer(held, w, groups, num_groups)
+    n = held.shape[1]
+    count = n if w is None and groups is None else reduce(held.new_ones(len(held), n, 1))
+    return form.sums(held, reduce, count, spare)
 
 
 def forward(
@@ -110,10 +153,16 @@ def forward(
     num_groups: int,
     chunk: int,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(Σ w cos, Σ w sin)``, each ``(B, G, F)``, and the phases ``(B, N, F)`` if ``keep``."""
+    split: bool = True,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """``(Σ w cos, Σ w sin)``, each ``(B, G, F)``, and the phases if ``keep``.
+
+    The phases come in the device's form, in pieces of rows, or with ``split=False`` as one tensor
+    ``(B, N, F)``.
+    """
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
+    form = _circle.circle(x.device)
     limit = _block_rows(x, t, chunk)
     if w is not None or groups is not None:
         # Products and scattered additions sum a block's rows one after the other in float32 (plain
@@ -121,30 +170,34 @@ def forward(
         limit = min(limit, _SEQUENTIAL_ROWS if x.device.type == "cpu" else 16 * _SEQUENTIAL_ROWS)
     with _autocast_off(x.device):
         if batch * rows <= limit:
-            theta = phases(x, t)
-            cos_sum = _reduce(torch.cos(theta), w, groups, num_groups)
-            sine = torch.sin(theta) if keep else theta.sin_()
-            sin_sum = _reduce(sine, w, groups, num_groups)
-            return cos_sum, sin_sum, theta if keep else x.new_empty(0)
+            held = _hold(x, t, form)
+            cos_sum, sin_sum = _block_sums(held, w, groups, num_groups, form)
+            return cos_sum, sin_sum, [held] if keep else []
 
-        kept = x.new_empty((batch, rows, num_freqs) if keep else (0,))
         # F numbers per group: adding the blocks in float64 costs nothing and loses nothing.
         wide = x.dtype if x.device.type == "mps" else torch.float64
         cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
         sin_sum = torch.zeros_like(cos_sum)
-        theta = trig = x.new_empty(0)
-        for b, n in _blocks(batch, rows, limit):
-            xb = x[b, n]
-            shape = (*xb.shape[:2], num_freqs)
-            if trig.shape != shape:  # the first block, and a shorter last one
-                trig = x.new_empty(shape)
-                theta = theta if keep else x.new_empty(shape)
-            theta = kept[b, n] if keep else theta  # contiguous either way
-            phases(xb, t if t.shape[0] == 1 else t[b], out=theta)
-            wb = None if w is None else w[b, n]
-            gb = None if groups is None else groups[b, n]
-            cos_sum[b] += _reduce(torch.cos(theta, out=trig), wb, gb, num_groups)
-            sin_sum[b] += _reduce(torch.sin(theta, out=trig), wb, gb, num_groups)
+        kept: list[Tensor] = []
+        held = spare = x.new_empty(0)
+        for pb, pn in _pieces(x, t, split and keep):
+            piece = x[pb, pn]
+            if keep:
+                kept.append(x.new_empty(*piece.shape[:2], num_freqs))
+            for b, n in _blocks(piece.shape[0], piece.shape[1], limit):
+                xb = piece[b, n]
+                shape = (*xb.shape[:2], num_freqs)
+                if spare.shape != shape:  # the first block, and a shorter last one
+                    spare = x.new_empty(shape)
+                    held = held if keep else x.new_empty(shape)
+                held = kept[-1][b, n] if keep else held  # contiguous either way
+                tb = t if t.shape[0] == 1 else t[pb][b]
+                _hold(xb, tb, form, out=held)
+                wb = None if w is None else w[pb, pn][b, n]
+                gb = None if groups is None else groups[pb, pn][b, n]
+                cos_part, sin_part = _block_sums(held, wb, gb, num_groups, form, spare)
+                cos_sum[pb][b] += cos_part
+                sin_sum[pb][b] += sin_part
     return cos_sum.to(x.dtype), sin_sum.to(x.dtype), kept
 
 
@@ -155,7 +208,7 @@ def backward(
     t: Tensor,
     w: Tensor | None,
     groups: Tensor | None,
-    kept: Tensor,
+    kept: Sequence[Tensor],
     chunk: int,
     need_x: bool,
     need_t: bool,
@@ -163,87 +216,98 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the sums for ``x``, ``t``, ``w`` (empty where not needed).
 
-    With ``a``, ``b`` the incoming gradients of Σ cos and Σ sin at a row's group,
-    ``∂/∂θ = w (b cos θ - a sin θ) = w R cos(θ + δ)`` and ``∂/∂w = Σ_f R sin(θ + δ)``, where
-    ``b = R cos δ`` and ``a = R sin δ``: one transcendental per phase instead of two.
+    With ``a``, ``b`` the incoming gradients of Σ cos and Σ sin at a row's group, ``∂/∂θ`` is
+    ``e = w (b cos θ - a sin θ)``; then ``dx = e t`` and ``dt = eᵀ x``.
+    ``kept`` is what ``forward`` returned; empty to form the phases again.
     """
     batch, rows, dim = x.shape
     num_freqs, shared = t.shape[1], t.shape[0] == 1
-    radius = torch.hypot(grad_cos, grad_sin)  # (B, G, F)
-    delta = torch.atan2(grad_cos, grad_sin)
+    form = _circle.circle(x.device)
+    prepared = form.prepare(grad_cos, grad_sin)  # twice (B, G, F)
     limit = _block_rows(x, t, chunk)
+    # A product (D, n)(n, F) is a fifth faster than its transpose while D is small.
+    turn = shared and x.device.type == "cpu" and dim < SMALL_DIM
     with _autocast_off(x.device):
-        if batch * rows <= limit:
-            turned = phases(x, t) if kept.numel() == 0 else kept.clone()
-            grad_w = _slopes(turned, radius, delta, w, groups, need_w)
-            flat, flat_x = turned.view(-1, num_freqs), x.reshape(-1, dim)
+        if batch * rows <= limit and len(kept) <= 1:
+            held = kept[0] if kept else _hold(x, t, form)
+            slopes, grad_w = _block_slopes(held, prepared, w, groups, need_w, form)
+            flat, flat_x = slopes.view(-1, num_freqs), x.reshape(-1, dim)
             grad_x = grad_t = x.new_empty(0)
             if need_x:
-                grad_x = torch.mm(flat, t[0]).view_as(x) if shared else torch.bmm(turned, t)
+                grad_x = torch.mm(flat, t[0]).view_as(x) if shared else torch.bmm(slopes, t)
             if need_t and shared:
-                grad_t = torch.mm(flat.T, flat_x).unsqueeze(0)
+                grad_t = torch.mm(flat_x.T, flat).T if turn else torch.mm(flat.T, flat_x)
+                grad_t = grad_t.contiguous().unsqueeze(0)
             elif need_t:
-                grad_t = torch.bmm(turned.transpose(1, 2), x)
+                grad_t = torch.bmm(slopes.transpose(1, 2), x)
             return grad_x, grad_t, grad_w
 
         grad_x = x.new_empty(x.shape if need_x else (0,))
         grad_t = t.new_empty(t.shape if need_t else (0,))
+        if need_t and turn:
+            grad_t = t.new_empty(1, dim, num_freqs).transpose(1, 2)
         grad_w = x.new_empty((batch, rows) if need_w else (0,))
-        turned = x.new_empty(0)
+        held = spare = x.new_empty(0)
         filled = False  # grad_t is as large as t: its first block writes, the others add
-        for b, n in _blocks(batch, rows, limit):
-            tb = t if shared else t[b]
-            xb = x[b, n]
-            shape = (*xb.shape[:2], num_freqs)
-            if turned.shape != shape:
-                turned = x.new_empty(shape)
-            if kept.numel() > 0:
-                turned.copy_(kept[b, n])
-            else:
-                phases(xb, tb, out=turned)
-            wb = None if w is None else w[b, n]
-            gb = None if groups is None else groups[b, n]
-            slopes_w = _slopes(turned, radius[b], delta[b], wb, gb, need_w)
-            if need_w:
-                grad_w[b, n] = slopes_w
-            if shared:
-                flat = turned.view(-1, num_freqs)
-                if need_x:
-                    torch.mm(flat, t[0], out=grad_x[b, n].view(-1, dim))
-                if need_t:
-                    flat_x = xb.reshape(-1, dim)
-                    torch.addmm(grad_t[0], flat.T, flat_x, beta=int(filled), out=grad_t[0])
-                    filled = True
-            else:
-                if need_x:
-                    grad_x[b, n] = torch.bmm(turned, tb)
-                if need_t:
-                    partial = torch.bmm(turned.transpose(1, 2), xb)
-                    grad_t[b] = partial if n.start == 0 else grad_t[b] + partial
-    return grad_x, grad_t, grad_w
+        for k, (pb, pn) in enumerate(_pieces(x, t, len(kept) > 1)):
+            piece = x[pb, pn]
+            for b, n in _blocks(piece.shape[0], piece.shape[1], limit):
+                tb = t if shared else t[pb][b]
+                xb = piece[b, n]
+                shape = (*xb.shape[:2], num_freqs)
+                if spare.shape != shape:
+                    spare = x.new_empty(shape)
+                    held = held if kept else x.new_empty(shape)
+                held = kept[k][b, n] if kept else _hold(xb, tb, form, out=held)
+                wb = None if w is None else w[pb, pn][b, n]
+                gb = None if groups is None else groups[pb, pn][b, n]
+                here = prepared[0][pb][b], prepared[1][pb][b]
+                slopes, slopes_w = _block_slopes(held, here, wb, gb, need_w, form, spare)
+                if need_w:
+                    grad_w[pb, pn][b, n] = slopes_w
+                if shared:
+                    flat = slopes.view(-1, num_freqs)
+                    if need_x:
+                        torch.mm(flat, t[0], out=grad_x[pb, pn][b, n].view(-1, dim))
+                    if need_t:
+                        into, flat_x = grad_t[0], xb.reshape(-1, dim)
+                        left, right = flat.T, flat_x
+                        if turn:
+                            into, left, right = into.T, flat_x.T, flat
+                        torch.addmm(into, left, right, beta=int(filled), out=into)
+                        filled = True
+                else:
+                    if need_x:
+                        grad_x[pb, pn][b, n] = torch.bmm(slopes, tb)
+                    if need_t:
+                        partial = torch.bmm(slopes.transpose(1, 2), xb)
+                        into = grad_t[pb][b]
+                        into.copy_(partial if pn.start + n.start == 0 else into + partial)
+    return grad_x, grad_t.contiguous(), grad_w
 
 
-def _slopes(
-    theta: Tensor,
-    radius: Tensor,
-    delta: Tensor,
+def _block_slopes(
+    held: Tensor,
+    prepared: tuple[Tensor, Tensor],
     w: Tensor | None,
     groups: Tensor | None,
     need_w: bool,
-) -> Tensor:
-    """Turn the phases ``(b, n, F)`` into ``w R cos(θ + δ)`` in place; returns ``Σ_f R sin(θ + δ)``.
+    form: _circle.Circle,
+    spare: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``w (b cos θ - a sin θ)``, (b, n, F), and the gradient of the weights (empty if not needed).
 
-    ``radius`` and ``delta`` are ``(b, G, F)``; the sum ``(b, n)`` is empty unless ``need_w``.
+    ``prepared`` are two ``(b, G, F)``.
     """
+    first, second = prepared
     if groups is not None:
-        b, num_groups, num_freqs = radius.shape
-        offset = torch.arange(b, device=theta.device).unsqueeze(1) * num_groups
+        b, num_groups, num_freqs = first.shape
+        offset = torch.arange(b, device=held.device).unsqueeze(1) * num_groups
         index = (groups + offset).reshape(-1)
-        radius = radius.reshape(-1, num_freqs).index_select(0, index).view(theta.shape)
-        delta = delta.reshape(-1, num_freqs).index_select(0, index).view(theta.shape)
-    theta.add_(delta)
-    grad_w = (torch.sin(theta) * radius).sum(2) if need_w else theta.new_empty(0)
-    theta.cos_().mul_(radius)
+        first = first.reshape(-1, num_freqs).index_select(0, index).view(held.shape)
+        second = second.reshape(-1, num_freqs).index_select(0, index).view(held.shape)
+    grad_w = form.slopes_of_weights(held, first, second) if need_w else held.new_empty(0)
+    slopes = form.slopes(held, first, second, spare)
     if w is not None:
-        theta.mul_(w.unsqueeze(2))
-    return grad_w
+        slopes.mul_(w.unsqueeze(2))
+    return slopes, grad_w
