@@ -11,7 +11,6 @@ the optimizers; its parts lie in `distillation/`.
 Source: Wang et al., "Dataset Distillation with Neural Characteristic Function", CVPR 2025.
 """
 
-import copy
 import json
 import math
 import os
@@ -32,7 +31,9 @@ import torch
 from distillation import (
     augmentation,
     checkpoint,
-    evaluation,
+    chunks,
+    comparison,
+    coresets,
     formation,
     matching,
     memory,
@@ -40,17 +41,19 @@ from distillation import (
     options,
     report,
 )
+from distillation.augmentation import Draw
+from distillation.chunks import Chunk
+from distillation.comparison import Stored
 from distillation.data import Data, RealBatches, load
 from distillation.history import History
 from distillation.options import Config
+from distillation.probe import Probe, probe_interval
 from distillation.randomness import generator, repeatable
 from distillation.zoo import Zoo, load_zoo, save_zoo, train_zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-import ncfd
 
 #: The loss of every class is multiplied by this. Adam hardly minds: it keeps small gradients well
 #: above the epsilon in its denominator.
@@ -82,7 +85,6 @@ def distill(
     digits = config.dataset == "digits"
     strategy = augmentation.MATCHING
     strategy = augmentation.for_digits(strategy) if digits else strategy
-    decoded_labels = labels.repeat_interleave(config.factor**2)
 
     # The first player: the images. The published rate belongs to one optimizer step after every
     # class, with zero gradient for the images of the others. Adam's second moment is then the mean
@@ -90,6 +92,7 @@ def distill(
     # classes together needs that factor in the rate.
     initial_images = images
     images = images.clone().requires_grad_()
+    images.grad = torch.zeros_like(images)
     image_optimizer = torch.optim.AdamW(
         [images], lr=config.lr_image * math.sqrt(C), weight_decay=5e-4
     )
@@ -97,33 +100,45 @@ def distill(
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         image_optimizer,
         factor=0.5,
-        patience=max(1, config.patience // _probe_interval(config)),
+        patience=max(1, config.patience // probe_interval(config)),
         threshold=1e-5,
         threshold_mode="abs",  # the unbiased loss can be negative
     )
 
     # The second player: ψ. An ordinary optimizer; the reversed gradient makes it climb.
-    sampler = matching.make_sampler(config, network.num_features)
-    loss_module = matching.make_criterion(config, sampler)
-    sampler_weights = list(loss_module.parameters())
+    dims = network.features[: -config.layers - 1 : -1]
+    criterion = matching.make_matching(config, dims)
+    sampler_weights = list(criterion.parameters())
     sampler_optimizer = None
     if sampler_weights:
         sampler_optimizer = torch.optim.AdamW(sampler_weights, lr=config.sampler_lr)
-    probe = Probe(config, data, network, zoo, initial_images, labels, sampler)
 
     # Every use of chance has a stream of its own.
     batches = RealBatches(data, config.batch_real, generator(config.seed, "real batches"))
     streams = {name: generator(config.seed, name) for name in ("extractor", "augmentation")}
     streams["real batches"] = batches.generator
-    if sampler is not None:
-        streams["frequencies"] = sampler.generator
+    for layer, sampler in enumerate(criterion.samplers):
+        streams[f"frequencies {layer}"] = sampler.generator
+
+    # Under a memory limit the classes take turns.
+    needs = chunks.estimate(config, data, network, zoo)
+    at_once = needs.at_once(C, config.memory_limit_gb)
+    parts = chunks.chunks(range(C), at_once, config.ipc)
+    probe = Probe(config, data, network, zoo, initial_images, criterion, parts)
+
+    def synthetic_images(part: Chunk, params: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """The stored images of some classes as a leaf, all that they hold, and its labels."""
+        stored = images.detach()[part.rows].requires_grad_()
+        decoded = data.normalise(formation.decode(stored, config.factor))
+        groups = part.labels(config.ipc * config.factor**2, device)
+        return stored, augmentation.augment(decoded, params, part.first + groups), groups
 
     history = History(data.class_names)
     stateful: dict[str, Any] = {
         "image_optimizer": image_optimizer,
         "calibration_optimizer": calibration_optimizer,
         "plateau": plateau,
-        "sampler": loss_module,
+        "criterion": criterion,
         "batches": batches,
         "history": history,
     }
@@ -153,50 +168,51 @@ def distill(
     try:
         for iteration in bar:
             # Look at both players from outside, before they move.
-            if iteration % _probe_interval(config) == 0:
+            if iteration % probe_interval(config) == 0:
                 history.flush(writer)
-                seen = probe.measure(images.detach(), loss_module, sampler)
+                seen = probe.measure(images.detach(), criterion)
                 history.add(iteration, seen, writer)
                 plateau.step(seen["probe/images"])
 
-            # Real images of every class, and all that the stored images hold.
-            real, real_labels = batches.draw()
-            synthetic = data.normalise(formation.decode(images, config.factor))
-
-            # Siamese augmentation: one draw for each class, shared by its real and its synthetic
-            # images.
+            # Chance decides for all classes together, so that the numbers do not depend on how
+            # many of them are handled at a time. Siamese augmentation: one draw for each class,
+            # shared by its real and its synthetic images. The extractor: one member of the zoo,
+            # somewhere between its untrained and its trained state.
+            picks = batches.choose()
             params = augmentation.draw(C, strategy, data.size, streams["augmentation"])
             params = augmentation.to(params, device)
-            real = augmentation.augment(real, params, real_labels)
-            synthetic = augmentation.augment(synthetic, params, decoded_labels)
-
-            # The extractor: one member of the zoo, somewhere between its untrained and its
-            # trained state.
             member = int(torch.randint(len(zoo), (), generator=streams["extractor"]))
             beta = torch.rand((), generator=streams["extractor"]).item()
             weights = zoo.blend(member, beta)
-            real_features, _ = networks.run_in_chunks(network, weights, real)
-            synthetic_features, _ = networks.run(network, weights, synthetic)
 
-            # The loss of each class, mean over the frequencies.
-            per_class = loss_module(
-                real_features,
-                synthetic_features,
-                real_groups=real_labels,
-                synthetic_groups=decoded_labels,
-                num_groups=C,
-            ).mean(1)  # (C,)
-            logged = {"loss/matching": per_class.detach().mean()}
+            # The loss of each class, mean over the frequencies. One backward pass for both players.
+            criterion.zero_grad()
+            criterion.mark()
+            per_class = torch.zeros(C, device=device)
+            for part in parts:
+                criterion.rewind()
+                real, real_groups = batches.fetch(picks[part.classes])
+                real = augmentation.augment(real, params, part.first + real_groups)
+                real_features, _ = networks.run_in_chunks(network, weights, real, config.layers)
+                stored, synthetic, groups = synthetic_images(part, params)
+                synthetic_features, _ = networks.run(network, weights, synthetic, config.layers)
+                losses = criterion(
+                    real_features,
+                    synthetic_features,
+                    real_groups=real_groups,
+                    synthetic_groups=groups,
+                    num_groups=len(part),
+                )
+                (LOSS_SCALE * losses.sum()).backward()
+                images.grad[part.rows] = stored.grad
+                per_class[part.classes] = losses.detach()
+            logged = {"loss/matching": per_class.mean(), "gradient/images": images.grad.norm()}
 
-            # One backward pass, then each player its own step.
-            image_optimizer.zero_grad()
-            loss_module.zero_grad()
-            (LOSS_SCALE * per_class.sum()).backward()
-            logged["gradient/images"] = images.grad.norm()
+            # Each player its own step.
             image_optimizer.step()
             if sampler_optimizer is not None:
-                norms = [p.grad.norm() for p in sampler_weights if p.grad is not None]
-                logged["gradient/sampler"] = torch.stack(norms).norm()
+                slopes = [p.grad for p in sampler_weights if p.grad is not None]
+                logged["gradient/sampler"] = nn.utils.get_total_norm(slopes)
                 sampler_optimizer.step()
             with torch.no_grad():
                 images.clamp_(0, 1)
@@ -205,19 +221,21 @@ def distill(
             # since Adam's steps do not depend on how large a loss is: so the balance is the same
             # for every method, whatever the unit of what it matches.
             if config.calibration:
-                synthetic = data.normalise(formation.decode(images, config.factor))
-                synthetic = augmentation.augment(synthetic, params, decoded_labels)
-                _, logits = networks.run(network, zoo.blend(member, 0.0), synthetic)
-                cross_entropy = F.cross_entropy(logits, decoded_labels)
-                calibration_optimizer.zero_grad()
-                cross_entropy.backward()
+                weights = zoo.blend(member, 0.0)
+                logged["loss/calibration"] = torch.zeros((), device=device)
+                for part in parts:
+                    stored, synthetic, groups = synthetic_images(part, params)
+                    _, logits = networks.run(network, weights, synthetic)
+                    cross_entropy = F.cross_entropy(logits, part.first + groups) * (len(part) / C)
+                    cross_entropy.backward()
+                    images.grad[part.rows] = stored.grad
+                    logged["loss/calibration"] += cross_entropy.detach()
                 rate = image_optimizer.param_groups[0]["lr"]
                 calibration_optimizer.param_groups[0]["lr"] = config.calibration * rate
                 calibration_optimizer.step()
                 with torch.no_grad():
                     images.clamp_(0, 1)
-                logged["loss/calibration"] = cross_entropy.detach()
-            history.record(iteration, logged, per_class.detach())
+            history.record(iteration, logged, per_class)
 
             done = iteration + 1
             if done % 10 == 0 or done == config.iterations:
@@ -253,121 +271,16 @@ def _checkpoint_interval(config: Config) -> int:
     return max(1, min(500, config.iterations // 10))
 
 
-class Probe:
-    """Each player's own achievement, on held-out images and an extractor that stays the same.
-
-    The loss of the game alone does not tell who moved it. So it is also measured with one player
-    held at its start: ψ at its start shows the images approaching the real ones, the images at
-    their start show ψ finding where the two differ.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        data: Data,
-        network: networks.ConvNet,
-        zoo: Zoo,
-        initial_images: Tensor,
-        labels: Tensor,
-        sampler: matching.Seeded | None,
-    ) -> None:
-        self.config, self.data, self.network = config, data, network
-        self.weights = zoo.blend(0, 0.5)
-        self.labels = labels.repeat_interleave(config.factor**2)
-        held = [
-            torch.nonzero(data.validation_labels == c).flatten()[: min(64, config.batch_real)]
-            for c in range(data.num_classes)
-        ]
-        chosen = torch.cat(held)
-        self.real_labels = data.validation_labels[chosen]
-        self.real = self._features(data.normalise(data.validation_images[chosen]))
-        self.start = self._features(self._decode(initial_images))
-        # |φ| is compared with the noise of a matching batch, so it is taken of one.
-        self.batch, self.batch_labels = RealBatches(
-            data, config.batch_real, generator(config.seed, "probe batch")
-        ).draw()
-        self.batch = self._features(self.batch)
-        self.first_sampler = None
-        if sampler is not None:  # ψ as it is now, before its first step
-            self.first_sampler = matching.Seeded(
-                copy.deepcopy(sampler.sampler), generator(0, "unused", device=config.device)
-            )
-        self.first_loss = matching.make_criterion(config, self.first_sampler)
-
-    def _decode(self, images: Tensor) -> Tensor:
-        return self.data.normalise(formation.decode(images, self.config.factor))
-
-    def _features(self, images: Tensor) -> Tensor:
-        features, _ = networks.run_in_chunks(self.network, self.weights, images)
-        return features
-
-    def _loss(self, loss_module: nn.Module, sampler: matching.Seeded | None, x: Tensor) -> float:
-        if sampler is not None:
-            # The same noise for every measurement: what differs is ψ and the images.
-            kept = sampler.generator
-            sampler.generator = generator(self.config.seed, "probe", device=self.config.device)
-        with torch.no_grad():
-            value = loss_module(
-                self.real,
-                x,
-                real_groups=self.real_labels,
-                synthetic_groups=self.labels,
-                num_groups=self.data.num_classes,
-            ).mean()
-        if sampler is not None:
-            sampler.generator = kept
-        return value.item()
-
-    def measure(
-        self, images: Tensor, loss_module: nn.Module, sampler: matching.Seeded | None
-    ) -> dict[str, float]:
-        """Return the numbers of this moment by name."""
-        now = self._features(self._decode(images))
-        seen = {"probe/images": self._loss(self.first_loss, self.first_sampler, now)}
-        if self.config.method in options.GAMES:
-            seen["probe/both"] = self._loss(loss_module, sampler, now)
-            seen["probe/sampler"] = self._loss(loss_module, sampler, self.start)
-        if sampler is not None:
-            stream = generator(self.config.seed, "probe", device=self.config.device)
-            with torch.no_grad():
-                scales = sampler.sampler.scales(generator=stream)
-                t = sampler.sampler(generator=stream)
-                phi = ncfd.functional.characteristic_function(
-                    F.normalize(self.batch, dim=1),
-                    t,
-                    groups=self.batch_labels,
-                    num_groups=self.data.num_classes,
-                ).abs()
-            levels = torch.tensor([0.1, 0.5, 0.9], device=phi.device)
-            # `quantile` takes at most 16 million values.
-            quantiles = torch.quantile(phi.flatten()[:10_000_000], levels).tolist()
-            seen |= {
-                "scale/lowest": scales.min().item(),
-                "scale/mean": scales.mean().item(),
-                "scale/highest": scales.max().item(),
-                "phi/quantile_10": quantiles[0],
-                "phi/median": quantiles[1],
-                "phi/quantile_90": quantiles[2],
-            }
-        return seen
-
-    def floors(self) -> dict[str, float]:
-        """Return the |φ| that mere noise reaches, for the two sample sizes."""
-        real = int(torch.bincount(self.batch_labels).min())
-        synthetic = int(torch.bincount(self.labels).min())
-        return {
-            f"noise of {real} real images, 1/√N": matching.noise_floor(real),
-            f"noise of {synthetic} synthetic images, 1/√M": matching.noise_floor(synthetic),
-        }
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what is in `results.json`."""
     args = options.parser().parse_args(arguments)
     config = options.configure(args)
     folder = prepare_folder(args, config)
     device = torch.device(config.device)
-    if device.type == "cpu":
+    if config.memory_limit_gb is not None:
+        memory.give_back_freed_memory()
+        networks.AT_ONCE[device.type] = 128
+    elif device.type == "cpu":
         memory.keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -377,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         Path(config.data_dir) if config.data_dir else None,
         config.image_size,
         device,
+        use_cache=args.cache,
     )
     if data.skipped:
         tqdm.write(f"{len(data.skipped)} unreadable files were left out:")
@@ -405,10 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     zoo, pretrain_seconds, result = None, 0.0, None
     factor = 1 if config.method == "random" else config.factor
-    if config.method in options.DISTILLING:
+    if config.method in options.DISTILLING or {"herding", "dm"} & {*config.baselines}:
         began = time.perf_counter()
-        zoo = get_zoo(args.zoo, config, data, network, folder)
+        zoo = get_zoo(args.zoo, config, data, network, folder, use_cache=args.cache)
         pretrain_seconds = time.perf_counter() - began
+    if config.method in options.DISTILLING:
+        assert zoo is not None
         with repeatable(device):
             result = distill(config, data, network, zoo, *starts["mix"], folder)
         images, labels = result.images, result.labels
@@ -423,34 +339,39 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         method=config.method,
         ipc=config.ipc,
         seed=config.seed,
+        width=config.width,
+        depth=config.depth,
+        eval_epochs=config.eval_epochs,
+        eval_runs=config.eval_runs,
     )
 
     began = time.perf_counter()
-    compared = {config.method: (images, labels, factor)}
-    if config.baselines:
-        for name, f in (("random", 1), ("mix", config.factor)):
-            compared.setdefault(name, (*starts[name], f))
-    judged = {
-        name: evaluation.evaluate(
-            network,
-            data,
-            x,
-            y,
-            factor=f,
-            epochs=config.eval_epochs,
-            runs=config.eval_runs,
-            seed=config.seed,
-            name=f"evaluating {name}",
-            file=folder / f"evaluation-{name}.pt",
-        )
-        for name, (x, y, f) in compared.items()
-    }
+    sets = {config.method: Stored(images, labels, factor)}
+    for name in config.baselines:
+        if name not in sets:
+            sets[name] = baseline(name, config, data, network, zoo, starts, folder)
+    verdict = comparison.judge(
+        data,
+        sets,
+        comparison.Recipe(
+            config.eval_epochs,
+            config.eval_runs,
+            config.seed,
+            config.width,
+            config.depth,
+            config.full_epochs,
+        ),
+        headline=config.method,
+        networks=config.eval_networks,
+        with_scores=config.scores,
+        folder=folder,
+    )
     evaluate_seconds = time.perf_counter() - began
 
-    summaries = {name: evaluation.summary(runs) for name, runs in judged.items()}
+    judged = verdict.results()
     distill_seconds = result.seconds if result else 0.0
     results = {
-        "accuracy": summaries.pop(config.method),
+        "accuracy": judged.pop("accuracy"),
         "method": config.method,
         "dataset": config.dataset,
         "ipc": config.ipc,
@@ -465,16 +386,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "device": report.device_name(device),
         "versions": report.versions(),
         "config": config.as_dict(),
-        "baselines": summaries,
+        **judged,
         "storage_bytes": images.numel(),
         "zoo_validation_accuracies": zoo.accuracies if zoo else [],
+        "zoo_members_from_cache": zoo.reused if zoo else 0,
         "skipped_files": data.skipped,
     }
     pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
     if result is not None:
         pictures += report.save_plots(folder / "plots", result.history, result.floors)
-    curves = {name: [run.curve for run in runs] for name, runs in judged.items()}
-    report.save_accuracy_plot(folder / "plots" / "accuracy.png", curves)
+    report.save_accuracy_plot(folder / "plots" / "accuracy.png", verdict.curves())
     pictures.append(folder / "plots" / "accuracy.png")
     command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     report.write_page(
@@ -482,10 +403,39 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     report.write_results(folder / "results.json", results)
 
+    if config.memory_limit_gb is not None:
+        excess = memory.stay_within(config.memory_limit_gb, results["peak_memory_bytes"])
+        if excess:
+            tqdm.write(excess)
     for name, value in report.table(results):
         tqdm.write(f"{name:<46} {value}", file=sys.stdout)
     tqdm.write(f"{'written to':<46} {folder}", file=sys.stdout)
     return results
+
+
+def baseline(
+    name: str,
+    config: Config,
+    data: Data,
+    network: networks.ConvNet,
+    zoo: Zoo | None,
+    starts: dict[str, tuple[Tensor, Tensor]],
+    folder: Path,
+) -> Stored:
+    """Return a set of the size of the distilled one, or the whole training part."""
+    if name == "full":
+        return Stored(data.train_images, data.train_labels)
+    if name in starts:
+        return Stored(*starts[name], 1 if name == "random" else config.factor)
+    assert zoo is not None
+    if name == "herding":
+        chosen = coresets.herding(data, network, zoo.blend(0, 0.0), config.ipc)
+        return Stored(*chosen)
+    inner = folder / f"baseline-{name}"
+    inner.mkdir(exist_ok=True)
+    with repeatable(data.device):
+        result = distill(replace(config, method=name), data, network, zoo, *starts["mix"], inner)
+    return Stored(result.images, result.labels, config.factor)
 
 
 def prepare_folder(args: Any, config: Config) -> Path:
@@ -527,7 +477,13 @@ def prepare_folder(args: Any, config: Config) -> Path:
 
 
 def get_zoo(
-    given: Path | None, config: Config, data: Data, network: networks.ConvNet, folder: Path
+    given: Path | None,
+    config: Config,
+    data: Data,
+    network: networks.ConvNet,
+    folder: Path,
+    *,
+    use_cache: bool,
 ) -> Zoo:
     """Return the zoo of this run: given, kept from before the run was stopped, or trained now."""
     needed = {
@@ -543,7 +499,14 @@ def get_zoo(
     file = folder / "zoo.pt"
     if file.exists():
         return load_zoo(file, own, data.device)
-    zoo = train_zoo(network, data, size=config.zoo_size, epochs=config.zoo_epochs, seed=config.seed)
+    zoo = train_zoo(
+        network,
+        data,
+        size=config.zoo_size,
+        epochs=config.zoo_epochs,
+        seed=config.seed,
+        use_cache=use_cache,
+    )
     save_zoo(file, zoo, own)
     return zoo
 

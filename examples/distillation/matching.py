@@ -1,5 +1,6 @@
 """What the methods minimise: modules with one call, and a loss for each class."""
 
+import copy
 import math
 
 import torch
@@ -13,12 +14,27 @@ from .randomness import generator as make_generator
 
 
 class Seeded(nn.Module):
-    """A frequency sampler that draws from a generator of its own."""
+    """A frequency sampler that draws from a generator of its own, and can repeat a draw."""
 
     def __init__(self, sampler: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
         self.sampler = sampler
         self.generator = generator
+        self.before = generator.get_state()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Seeded":
+        # Generators cannot be copied in PyTorch 2.5.
+        twin = torch.Generator(self.generator.device)
+        twin.set_state(self.generator.get_state())
+        return Seeded(copy.deepcopy(self.sampler, memo), twin)
+
+    def mark(self) -> None:
+        """Let `rewind` come back to here."""
+        self.before = self.generator.get_state()
+
+    def rewind(self) -> None:
+        """Draw the numbers since `mark` once more."""
+        self.generator.set_state(self.before)
 
     def forward(self) -> Tensor:
         t: Tensor = self.sampler(generator=self.generator)
@@ -88,13 +104,75 @@ class ExactDiscrepancy(nn.Module):
         return per_class[:, None]
 
 
-def make_sampler(config: Config, dim: int) -> Seeded | None:
+class Matching(nn.Module):
+    """The loss of each class (C,): mean over frequencies and over the matched layers.
+
+    Each layer has frequencies of its own. The first criterion is the last layer's.
+    """
+
+    def __init__(self, criteria: list[nn.Module], dims: list[int]) -> None:
+        super().__init__()
+        self.criteria = nn.ModuleList(criteria)
+        self.dims = dims
+
+    @property
+    def samplers(self) -> list[Seeded]:
+        """What draws the frequencies, for each layer; empty for a method without."""
+        found = [getattr(criterion, "sampler", None) for criterion in self.criteria]
+        return [sampler for sampler in found if sampler is not None]
+
+    def mark(self) -> None:
+        """Let `rewind` come back to here."""
+        for sampler in self.samplers:
+            sampler.mark()
+
+    def rewind(self) -> None:
+        """Let the next call see the frequencies that were drawn since `mark`."""
+        for sampler in self.samplers:
+            sampler.rewind()
+
+    def forward(
+        self,
+        real: Tensor,
+        synthetic: Tensor,
+        *,
+        real_groups: Tensor,
+        synthetic_groups: Tensor,
+        num_groups: int,
+    ) -> Tensor:
+        # Side by side as the network gives them: the last layer last.
+        sizes = self.dims[::-1]
+        layers = zip(real.split(sizes, 1), synthetic.split(sizes, 1), strict=True)
+        values = [
+            criterion(
+                x,
+                y,
+                real_groups=real_groups,
+                synthetic_groups=synthetic_groups,
+                num_groups=num_groups,
+            ).mean(1)
+            for criterion, (x, y) in zip(self.criteria, reversed(list(layers)), strict=True)
+        ]
+        return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+
+
+def make_matching(config: Config, dims: list[int]) -> Matching:
+    """Return the loss of a method on layers of `dims` features, the last layer first."""
+    criteria = []
+    for layer, dim in enumerate(dims):
+        sampler = make_sampler(config, dim, layer)
+        criteria.append(make_criterion(config, sampler))
+    return Matching(criteria, dims)
+
+
+def make_sampler(config: Config, dim: int, layer: int = 0) -> Seeded | None:
     """Return what draws the frequencies of a method: ψ, a fixed distribution, or nothing."""
     if config.method not in (*GAMES, "ncfm-fixed"):
         return None
+    purpose: tuple[object, ...] = () if layer == 0 else ("layer", layer)
     # Layers take their initial weights from PyTorch's global generator: lend it a seed of ours.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(make_generator(config.seed, "sampler weights").initial_seed())
+        torch.manual_seed(make_generator(config.seed, "sampler weights", *purpose).initial_seed())
         sampler: nn.Module
         if config.method in GAMES:
             # The closed form uses the scales only, and costs the same again for each of them.
@@ -109,7 +187,7 @@ def make_sampler(config: Config, dim: int) -> Seeded | None:
         else:
             sampler = ncfd.GaussianFrequencies(dim, config.num_frequencies, scale=config.scale)
     # On the device: a million normal numbers in each iteration are too many to bring there.
-    draws = make_generator(config.seed, "frequencies", device=config.device)
+    draws = make_generator(config.seed, "frequencies", *purpose, device=config.device)
     return Seeded(sampler.to(config.device), draws)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory, and keeping freed memory for the next tensor."""
+"""Peak memory, and what becomes of freed memory."""
 
 import ctypes
 import platform
@@ -20,6 +20,25 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_threshold, 1 << 30)
     libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def stay_within(limit_gb: float, peak: int) -> str | None:
+    """Return what to say if the peak went over the limit."""
+    if peak <= limit_gb * 1e9:
+        return None
+    return (
+        f"peak memory {peak / 1e9:.2f} GB is over --memory-limit-gb {limit_gb:g}: please report "
+        "the options; a lower limit makes the chunks smaller"
+    )
+
+
+def give_back_freed_memory() -> None:
+    """Ask the C library to hand every freed block of a megabyte back to the system at once.
+
+    The opposite of `keep_freed_memory`: slower, but then resident memory is what is in use.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
 
 def peak_memory(device: torch.device) -> int:

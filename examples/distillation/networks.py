@@ -1,11 +1,17 @@
 """The ConvNet of the method, and running several of them at once."""
 
+import collections
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 #: Parameters of one network by name, or of R networks with a leading dimension R.
 Weights = dict[str, Tensor]
+
+#: Images run together where no gradient is wanted, by kind of device; assign an entry to change it.
+#: Few on a CPU, which then reuses the memory it has in its caches.
+AT_ONCE = collections.defaultdict(lambda: 4096, cpu=128)
 
 
 class ConvNet(nn.Module):
@@ -33,13 +39,23 @@ class ConvNet(nn.Module):
                 nn.AvgPool2d(2),
             ]
         self.blocks = nn.Sequential(*blocks)
-        self.num_features = width * (size // 2**depth) ** 2
+        #: Features of each block, once flattened.
+        self.features = [width * (size // 2 ** (k + 1)) ** 2 for k in range(depth)]
+        self.num_features = self.features[-1]
         self.classifier = nn.Linear(self.num_features, num_classes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (N, channels, size, size) to features (N, D) and logits (N, C)."""
-        features = self.blocks(images).flatten(1)
-        return features, self.classifier(features)
+    def forward(self, images: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
+        """Map (N, channels, size, size) to features (N, D) and logits (N, C).
+
+        With `layers` > 1 the features of that many last blocks, side by side, the last block last.
+        """
+        x, ends = images, []
+        for k, module in enumerate(self.blocks):
+            x = module(x)
+            if k % 4 == 3 and len(self.features) - k // 4 <= layers:
+                ends.append(x.flatten(1))
+        features = ends[0] if layers == 1 else torch.cat(ends, 1)
+        return features, self.classifier(ends[-1])
 
 
 def default_depth(size: int) -> int:
@@ -53,7 +69,7 @@ def initial_weights(network: nn.Module, generator: torch.Generator) -> Weights:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             bound = module.weight[0].numel() ** -0.5
-            for part in ("weight", "bias"):
+            for part in ("weight",) if module.bias is None else ("weight", "bias"):
                 u = torch.rand(getattr(module, part).shape, generator=generator)
                 weights[f"{name}.{part}"] = (2 * u - 1) * bound
         elif isinstance(module, nn.GroupNorm):
@@ -68,11 +84,14 @@ def stack(networks: list[Weights]) -> Weights:
     return {name: torch.stack([w[name] for w in networks]) for name in networks[0]}
 
 
-def run(network: nn.Module, weights: Weights, images: Tensor) -> tuple[Tensor, Tensor]:
+def run(
+    network: nn.Module, weights: Weights, images: Tensor, layers: int = 1
+) -> tuple[Tensor, Tensor]:
     """Features (N, D) and logits (N, C) of one network with the given weights."""
     # Twice as fast on a CPU, and what tensor cores want.
     images = images.contiguous(memory_format=torch.channels_last)
-    features, logits = functional_call(network, weights, (images,))
+    options = {"layers": layers} if layers > 1 else {}
+    features, logits = functional_call(network, weights, (images,), options)
     return features, logits
 
 
@@ -86,9 +105,11 @@ def run_stacked(network: nn.Module, weights: Weights, images: Tensor) -> Tensor:
     return stacked
 
 
-def run_in_chunks(network: nn.Module, weights: Weights, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Like `run`, without gradients and in pieces: a CPU reuses the memory it has in its caches."""
-    size = 128 if images.device.type == "cpu" else 4096
+def run_in_chunks(
+    network: nn.Module, weights: Weights, images: Tensor, layers: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Like `run`, without gradients and in pieces of `AT_ONCE` images."""
     with torch.no_grad():
-        parts = [run(network, weights, chunk) for chunk in images.split(size)]
+        pieces = images.split(AT_ONCE[images.device.type])
+        parts = [run(network, weights, piece, layers) for piece in pieces]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

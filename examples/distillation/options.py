@@ -1,13 +1,14 @@
 """The command line, and the configuration it is turned into."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import data, networks
+from . import architectures, data, networks
 
 METHODS = {
     "ncfm": "the minmax game on the characteristic function discrepancy, frequencies by ψ",
@@ -22,6 +23,13 @@ LOSSES = {
     "unbiased": "squared, without the part that sampling noise adds; needs --alpha 0.5",
     "squared": "squared, with it",
     "root": "the published form",
+}
+BASELINES = {
+    "random": "real images",
+    "mix": "the packed start",
+    "herding": "real images whose features' mean follows that of the class",
+    "dm": "distilled by mean matching, in as many iterations",
+    "full": "the whole training part, an upper bound",
 }
 DISTILLING = ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")
 GAMES = ("ncfm", "ncfm-exact")
@@ -57,7 +65,12 @@ class Config:
     calibration: float  # rate of the cross-entropy's own step, as a share of the images' rate
     eval_epochs: int
     eval_runs: int
-    baselines: bool
+    full_epochs: int  # the same for networks trained on the whole training part
+    baselines: list[str]  # sets judged beside the method's, of BASELINES
+    eval_networks: list[str]  # of architectures.NAMES
+    scores: bool
+    layers: int = 1  # last blocks whose features are matched
+    memory_limit_gb: float | None = None  # 1e9 bytes; None handles all classes together
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 500,
         "eval_epochs": 300,
         "eval_runs": 3,
+        "full_epochs": 10,
     },
     "paper": {
         "iterations": 20_000,
@@ -86,6 +100,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 500,
         "eval_epochs": 2000,
         "eval_runs": 10,
+        # 35 000 steps on CIFAR: four times those on 400 decoded images.
+        "full_epochs": 100,
     },
 }
 
@@ -104,8 +120,15 @@ def parser() -> argparse.ArgumentParser:
         "--data-dir",
         type=Path,
         metavar="PATH",
-        help="folder with train/<class>/* and test/<class>/* (or val/), for every data set but "
-        "digits and CIFAR; for CIFAR the folder torchvision downloads to",
+        help="folder with train/<class>/* and test/<class>/* (or val/), that of the unpacked "
+        "archive for Tiny ImageNet, ImageNette and ImageWoof; for CIFAR also that of torchvision",
+    )
+    add(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep decoded images and zoo members for other runs in $XDG_CACHE_HOME/ncfd "
+        "(default: yes)",
     )
     add("--image-size", type=int, metavar="PIXELS", help="side of the images")
     add("--method", choices=METHODS, default="ncfm", help=f"{methods}. Default: %(default)s")
@@ -157,13 +180,44 @@ def parser() -> argparse.ArgumentParser:
         const=0.0,
         help="the same as --calibration 0",
     )
+    add(
+        "--layers",
+        type=int,
+        default=1,
+        help="match the features of this many last blocks, each with frequencies of its own",
+    )
+    add(
+        "--memory-limit-gb",
+        type=float,
+        metavar="X",
+        help="handle as many classes at a time as fit into X·10⁹ bytes, and add up their gradients",
+    )
     add("--eval-epochs", type=int, help="training epochs of an evaluation network")
     add("--eval-runs", type=int, help="evaluation networks")
     add(
         "--baselines",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also evaluate `random` and `mix` of the same seed (default: yes)",
+        nargs="?",
+        const="random,mix",
+        default="random,mix",
+        metavar="LIST",
+        help="also judge these sets of the same size, separated by commas: "
+        + "; ".join(f"{name}: {text}" for name, text in BASELINES.items())
+        + ". Default: %(default)s",
+    )
+    add("--no-baselines", dest="baselines", action="store_const", const="", help="judge none")
+    add("--full-epochs", type=int, help="training epochs on the whole training part, for `full`")
+    add(
+        "--eval-networks",
+        default="convnet",
+        metavar="LIST",
+        help="architectures to judge the distilled set with, separated by commas: "
+        f"{', '.join(architectures.NAMES)}. The ConvNet, always there, gives the headline",
+    )
+    add(
+        "--scores",
+        action="store_true",
+        help="also DD-Ranking's label-robust and augmentation-robust scores; judges `random` and "
+        "`full` as well, and two sets without augmentation",
     )
     return p
 
@@ -195,15 +249,37 @@ def configure(args: argparse.Namespace) -> Config:
     # ψ climbs whatever the loss rewards. Noise adds (1-|φ|²)/M to the squared loss, most of all at
     # high frequencies, where the images say nothing any more: with `root` ψ runs to its bound.
     values["loss"] = _loss(args, values)
+    values["baselines"] = names("baselines", args.baselines, BASELINES)
+    if args.scores:
+        values["baselines"] += [n for n in ("random", "full") if n not in values["baselines"]]
+    values["eval_networks"] = names("eval_networks", args.eval_networks, architectures.NAMES)
     config = Config(**values)
 
-    positive = "image_size ipc factor width depth zoo_size zoo_epochs num_frequencies patience"
-    for name in [*positive.split(), "iterations", "batch_real", "eval_epochs", "eval_runs"]:
+    positive = (
+        "image_size ipc factor width depth zoo_size zoo_epochs num_frequencies patience layers"
+    )
+    for name in [
+        *positive.split(),
+        "iterations",
+        "batch_real",
+        "eval_epochs",
+        "eval_runs",
+        "full_epochs",
+    ]:
         _check(name, values, values[name] >= 1, "a whole number >= 1")
     _check("alpha", values, 0 <= config.alpha <= 1, "a number in [0, 1]")
     for name in ("scale", "lr_image"):
         _check(name, values, 0 < values[name] < float("inf"), "a number > 0")
     _check("max_ratio", values, 1 < config.max_ratio < float("inf"), "a number > 1")
+    if config.memory_limit_gb is not None:
+        good = 0 < config.memory_limit_gb < float("inf")
+        _check("memory_limit_gb", values, good, "a number > 0")
+    _check(
+        "layers",
+        values,
+        config.layers <= config.depth,
+        f"at most --depth {config.depth}, the number of blocks",
+    )
     for name in ("sampler_lr", "calibration"):
         _check(name, values, 0 <= values[name] < float("inf"), "a number >= 0")
     _check(
@@ -220,6 +296,16 @@ def configure(args: argparse.Namespace) -> Config:
         f"{config.image_size} pixels",
     )
     return config
+
+
+def names(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Split a list separated by commas, each name once."""
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in found:
+        if name not in known:
+            option = "--" + option.replace("_", "-")
+            raise ValueError(f"{option} must be among {', '.join(known)}; got {name!r}")
+    return found
 
 
 def _check(name: str, values: dict[str, Any], good: bool, rule: str) -> None:

@@ -1,0 +1,149 @@
+"""What each player has achieved by itself, looked at from outside."""
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import ncfd
+
+from . import formation, matching, networks
+from .chunks import Chunk
+from .data import Data, RealBatches
+from .options import GAMES, Config
+from .randomness import generator
+from .zoo import Zoo
+
+
+def probe_interval(config: Config) -> int:
+    """Iterations from one look to the next: at least 30 looks in a run."""
+    return max(1, min(100, config.iterations // 30))
+
+
+class Probe:
+    """Each player's own achievement, on held-out images and an extractor that stays the same.
+
+    The loss of the game alone does not tell who moved it. So it is also measured with one player
+    held at its start: ψ at its start shows the images approaching the real ones, the images at
+    their start show ψ finding where the two differ.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        network: networks.ConvNet,
+        zoo: Zoo,
+        initial_images: Tensor,
+        criterion: matching.Matching,
+        parts: list[Chunk],
+    ) -> None:
+        self.config, self.data, self.network, self.parts = config, data, network, parts
+        self.weights = zoo.blend(0, 0.5)
+        self.synthetic = config.ipc * config.factor**2  # of each class
+        self.real = []  # features and labels of each chunk
+        for part in parts:
+            held = [
+                torch.nonzero(data.validation_labels == c).flatten()[: min(64, config.batch_real)]
+                for c in range(part.first, part.last)
+            ]
+            chosen = torch.cat(held)
+            features = self._features(data.normalise(data.validation_images[chosen]))
+            self.real.append((features, data.validation_labels[chosen] - part.first))
+        self.initial_images = initial_images
+        # Features of many classes take much memory: then they are formed again at each look.
+        self.start = self._synthetic_features(initial_images) if len(parts) == 1 else None
+        # |φ| is compared with the noise of a matching batch, so it is taken of one; ten classes
+        # are enough to see it.
+        batches = RealBatches(data, config.batch_real, generator(config.seed, "probe batch"))
+        picks = batches.choose()
+        self.smallest_batch = min(map(len, picks))
+        features, self.batch_labels = [], batches.fetch(picks[:10])[1]
+        for pick in picks[:10] if criterion.samplers else []:
+            features.append(self._features(batches.fetch([pick])[0])[:, -criterion.dims[0] :])
+        self.batch = F.normalize(torch.cat(features), dim=1) if features else None
+        # ψ as it is now, before its first step.
+        with torch.no_grad():
+            self.first = copy.deepcopy(criterion)
+
+    def _features(self, images: Tensor) -> Tensor:
+        layers = self.config.layers
+        features, _ = networks.run_in_chunks(self.network, self.weights, images, layers)
+        return features
+
+    def _synthetic_features(self, images: Tensor) -> Tensor:
+        # Decoded piece by piece: there may be too many to decode at once.
+        rho2 = self.config.factor**2
+        pieces = images.split(max(1, networks.AT_ONCE[images.device.type] // rho2))
+        decoded = (formation.decode(piece, self.config.factor) for piece in pieces)
+        return torch.cat([self._features(self.data.normalise(piece)) for piece in decoded])
+
+    def _losses(self, criterion: matching.Matching, k: int, x: Tensor) -> Tensor:
+        """Return the loss of each class of chunk k."""
+        # The same noise for every measurement: what differs is ψ and the images.
+        kept = [sampler.generator for sampler in criterion.samplers]
+        for sampler in criterion.samplers:
+            sampler.generator = generator(self.config.seed, "probe", device=self.config.device)
+        real, real_groups = self.real[k]
+        with torch.no_grad():
+            values: Tensor = criterion(
+                real,
+                x,
+                real_groups=real_groups,
+                synthetic_groups=self.parts[k].labels(self.synthetic, x.device),
+                num_groups=len(self.parts[k]),
+            )
+        for sampler, own in zip(criterion.samplers, kept, strict=True):
+            sampler.generator = own
+        return values
+
+    def measure(self, images: Tensor, criterion: matching.Matching) -> dict[str, float]:
+        """Return the numbers of this moment by name. Of ψ: those of the last layer."""
+        C = self.data.num_classes
+        names = ["probe/images"]
+        if self.config.method in GAMES:
+            names += ["probe/both", "probe/sampler"]
+        losses = {name: torch.zeros(C, device=images.device) for name in names}
+        for k, part in enumerate(self.parts):
+            now = self._synthetic_features(images[part.rows])
+            losses["probe/images"][part.classes] = self._losses(self.first, k, now)
+            if self.config.method in GAMES:
+                losses["probe/both"][part.classes] = self._losses(criterion, k, now)
+                start = self.start
+                if start is None:
+                    start = self._synthetic_features(self.initial_images[part.rows])
+                losses["probe/sampler"][part.classes] = self._losses(criterion, k, start)
+        seen = {name: values.mean().item() for name, values in losses.items()}
+        if self.batch is not None:
+            sampler = criterion.samplers[0].sampler
+            stream = generator(self.config.seed, "probe", device=self.config.device)
+            with torch.no_grad():
+                scales = sampler.scales(generator=stream)
+                t = sampler(generator=stream)
+                phi = ncfd.functional.characteristic_function(
+                    self.batch,
+                    t,
+                    groups=self.batch_labels,
+                    num_groups=min(10, self.data.num_classes),
+                ).abs()
+            levels = torch.tensor([0.1, 0.5, 0.9], device=phi.device)
+            # `quantile` takes at most 16 million values.
+            quantiles = torch.quantile(phi.flatten()[:10_000_000], levels).tolist()
+            seen |= {
+                "scale/lowest": scales.min().item(),
+                "scale/mean": scales.mean().item(),
+                "scale/highest": scales.max().item(),
+                "phi/quantile_10": quantiles[0],
+                "phi/median": quantiles[1],
+                "phi/quantile_90": quantiles[2],
+            }
+        return seen
+
+    def floors(self) -> dict[str, float]:
+        """Return the |φ| that mere noise reaches, for the two sample sizes."""
+        real, synthetic = self.smallest_batch, self.synthetic
+        return {
+            f"noise of {real} real images, 1/√N": matching.noise_floor(real),
+            f"noise of {synthetic} synthetic images, 1/√M": matching.noise_floor(synthetic),
+        }

@@ -1,0 +1,120 @@
+"""What `distill` promises: the same gradient however the classes are shared out, and its steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distill_cifar
+import pytest
+import torch
+from distillation import chunks, formation, networks, options, zoo
+from distillation.randomness import generator
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("--device", "cpu", "--iterations", "1", "--width", "4", "--ipc", "2", "--zoo-size", "2"),
+    *("--batch-real", "12", "--num-frequencies", "48", "--no-calibration"),
+]
+
+
+def configure(*arguments):
+    return options.configure(options.parser().parse_args([*SMALL, *arguments]))
+
+
+def make_zoo(network, size=2):
+    """Untrained networks in place of trained ones: other numbers, the same arithmetic."""
+    weights = [networks.initial_weights(network, generator("zoo", k)) for k in range(2 * size)]
+    first, second = networks.stack(weights[:size]), networks.stack(weights[size:])
+    return zoo.Zoo(first, second, [0.0] * size)
+
+
+def game(config, data):
+    """Everything `distill` starts from, at the sizes of `config`."""
+    network = networks.ConvNet(
+        data.channels, data.size, data.num_classes, config.width, config.depth
+    )
+    images, labels = formation.packed_initialisation(
+        data.train_images,
+        data.train_labels,
+        ipc=config.ipc,
+        num_classes=data.num_classes,
+        factor=config.factor,
+        generator=generator(config.seed, "initial images"),
+    )
+    return network, make_zoo(network), images, labels
+
+
+def gradients_of_a_step(config, data, folder, monkeypatch, at_once):
+    """Gradients that the optimizers saw in one iteration, in the order of their steps."""
+    seen = []
+    monkeypatch.setattr(chunks.Estimate, "at_once", lambda self, C, limit: at_once)
+
+    def step(self, closure=None):
+        group = [p for g in self.param_groups for p in g["params"]]
+        seen.append([p.grad.clone() for p in group if p.grad is not None])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        folder.mkdir()
+        distill_cifar.distill(config, data, *game(config, data), folder)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (["--method", "ncfm", "--calibration", "1"], 3),  # images, ψ, calibration
+        (["--method", "ncfm", "--loss", "root", "--alpha", "0.3", "--layers", "2"], 2),
+        (["--method", "ncfm-exact"], 2),
+        (["--method", "dm"], 1),
+    ],
+)
+def test_classes_in_chunks_have_the_gradient_of_all_at_once(
+    arguments, steps, digits, tmp_path, monkeypatch
+):
+    config = configure(*arguments)
+    whole = gradients_of_a_step(config, digits, tmp_path / "10", monkeypatch, 10)
+    for at_once in (1, 4):
+        parts = gradients_of_a_step(config, digits, tmp_path / str(at_once), monkeypatch, at_once)
+        assert len(parts) == len(whole) == steps
+        for a, b in zip(whole, parts, strict=True):
+            assert sum(x.abs().sum() for x in a) > 0
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(y, x, rtol=1e-4, atol=2e-5 * x.abs().max().item())
+
+
+def test_chunks_cover_every_class_once():
+    for C, at_once in ((10, 10), (10, 4), (10, 1), (7, 3)):
+        parts = chunks.chunks(range(3, 3 + C), at_once, 5)
+        assert [c for part in parts for c in range(part.first, part.last)] == list(range(3, 3 + C))
+        assert max(map(len, parts)) <= at_once
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert parts[0].rows == slice(15, 5 * parts[0].last)
+
+
+def test_a_limit_that_is_too_low_says_what_is_needed():
+    needs = chunks.Estimate(fixed=1.0e9, each=0.25e9, between=0.1e9)
+    assert needs.at_once(10, None) == 10
+    assert needs.at_once(10, 2.3) == 5
+    assert needs.at_once(3, 2.3) == 3
+    with pytest.raises(ValueError, match=r"--memory-limit-gb must be at least 1\.3 .*; got 1\.1"):
+        needs.at_once(10, 1.1)
+
+
+@pytest.mark.slow
+def test_the_memory_limit_holds_in_a_fresh_process():
+    """100 classes of 50 stored images, 20 000 decoded: narrow networks, the same bookkeeping."""
+    script = ROOT / "benchmarks" / "distillation_memory.py"
+    shape = ["--width", "16", "--batch-real", "32", "--images", "10000", "--limit-gb", "1.5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, str(script), *shape], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout)
+    each, at_once = figures["estimate_bytes_per_class"], figures["classes_at_once"]
+    assert 1 < at_once < 20
+    assert figures["estimate_bytes"] + (100 - at_once) * each > 3e9  # all at once would not fit
+    assert figures["peak_bytes"] < 1.5e9
