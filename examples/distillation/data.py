@@ -62,9 +62,7 @@ class Data:
 
     def fingerprint(self) -> str:
         """Name the content of the training and validation parts, wherever they came from."""
-        digest = hashlib.blake2b(
-            repr((self.mean.tolist(), self.std.tolist())).encode()
-        )
+        digest = hashlib.blake2b(repr((self.mean.tolist(), self.std.tolist())).encode())
         for part in (
             self.train_images,
             self.train_labels,

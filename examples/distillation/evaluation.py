@@ -35,6 +35,7 @@ def evaluate(
     runs: int,
     seed: int,
     name: str,
+    augment: bool = True,
     file: Path | None = None,
 ) -> list[Run]:
     """Train `runs` fresh networks on the decoded images.
@@ -50,12 +51,16 @@ def evaluate(
         seed: of initialisation, order and augmentation. The same seed gives every method the
             same networks, so that differences between methods are not those between networks.
         name: shown beside the progress bar.
+        augment: train with augmentation and CutMix.
         file: finished runs are kept here and not repeated.
     """
     decoded = formation.decode(images, factor)
     decoded_labels = labels.repeat_interleave(factor**2)
-    strategy = augmentation.TRAINING
-    strategy = augmentation.for_digits(strategy) if data.name == "digits" else strategy
+    strategy = None
+    if augment:
+        digits = data.name == "digits"
+        strategy = augmentation.TRAINING
+        strategy = augmentation.for_digits(strategy) if digits else strategy
     # Looking five times is enough to see where the accuracy goes, and costs little.
     looks = {max(1, round(epochs * k / 5)) for k in range(1, 6)}
     done: list[Run] = []
@@ -98,7 +103,7 @@ def evaluate(
                 rate=1e-3,
                 schedule=training.halved_at_fifths,
                 strategy=strategy,
-                cutmix=0.5,
+                cutmix=0.5 if augment else 0.0,
                 after_epoch=after_epoch,
             )
             for curve in curves:

@@ -233,6 +233,18 @@ def table(results: dict[str, Any]) -> list[tuple[str, str]]:
         (f"baseline {name}: test accuracy, last epoch", text(baseline))
         for name, baseline in results["baselines"].items()
     ]
+    rows += [
+        (f"with {name} in place of the ConvNet, last epoch", text(summary))
+        for name, summary in results["cross_architecture"].items()
+    ]
+    rows += [
+        (f"without augmentation, {name}: last epoch", text(summary))
+        for name, summary in results.get("without_augmentation", {}).items()
+    ]
+    rows += [
+        (f"{name.replace('_', '-')} score, 0 to 1", f"{found['score']:.3f}")
+        for name, found in results["scores"].items()
+    ]
     if results["zoo_validation_accuracies"]:
         mean = float(np.mean(results["zoo_validation_accuracies"]))
         rows.append(("zoo members on validation images", f"{mean:.1f} %"))

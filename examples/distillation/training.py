@@ -33,7 +33,7 @@ def train(
     epochs: int,
     rate: float,
     schedule: Callable[[float], float],
-    strategy: Strategy,
+    strategy: Strategy | None,
     batch: int = 128,
     cutmix: float = 0.0,
     after_epoch: Callable[[int, Weights, float], None] | None = None,
@@ -51,7 +51,7 @@ def train(
         epochs: passes over the images.
         rate: AdamW's learning rate, multiplied by `schedule(progress)`.
         schedule: of the progress in [0, 1).
-        strategy: augmentation, one draw for each image.
+        strategy: augmentation, one draw for each image; None for none.
         batch: images in a step.
         cutmix: probability that a step mixes two images.
         after_epoch: called with the epoch (from 1), the weights and the mean loss of the epoch.
@@ -71,9 +71,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule((epoch + step / steps) / epochs)
             B = index.shape[1]
-            drawn = [augmentation.draw(B, strategy, data.size, g) for g in generators]
-            params = augmentation.to(augmentation.cat(drawn), images.device)
-            x = augmentation.augment(data.normalise(images[index.flatten()]), params)
+            x = data.normalise(images[index.flatten()])
+            if strategy is not None:
+                drawn = [augmentation.draw(B, strategy, data.size, g) for g in generators]
+                params = augmentation.to(augmentation.cat(drawn), images.device)
+                x = augmentation.augment(x, params)
             y = labels[index]  # (R, B)
             x = x.unflatten(0, (R, B))
             mixes = [_mix(x[r], cutmix, g) for r, g in enumerate(generators)]
