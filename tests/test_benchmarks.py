@@ -290,9 +290,12 @@ def test_damages():
         assert (changed - images).abs().mean() > 0.05
     assert len(metric.repeated(images, 7, g).unique(dim=0)) == math.ceil(90 / 7)
     features = torch.randn(20_000, 4, generator=g) @ torch.randn(4, 4, generator=g) + 1
-    drawn = metric.as_if_normal(features, 1.0, g)
-    torch.testing.assert_close(drawn.mean(0), features.mean(0), atol=0.1, rtol=0)
-    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(features.T), atol=0.2, rtol=0.1)
+    features = features.square()  # skewed
+    drawn = metric.as_if_normal(features, 0.5, g)
+    torch.testing.assert_close(drawn.mean(0), features.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(features.T), rtol=1e-3, atol=1e-3)
+    assert (drawn[:10_000].mean(0) - drawn[:10_000].median(0).values).abs().max() < 0.2
+    assert (features.mean(0) - features.median(0).values).min() > 0.3
     assert torch.equal(metric.as_if_normal(features, 0.25, g)[5000:], features[5000:])
     digits = metric.load(CPU)
     real, others = metric.split(digits, g, 300, missing=5)

@@ -5,7 +5,7 @@ The other images are split at random into a real and a generated side, over and 
 generated side is damaged more and more. `value` is the mean over the splits, `sd` the standard
 deviation; `deviations` is how far the mean lies above that of the undamaged split, in standard
 deviations of the latter: what stands out of chance. The last kind of damage is one of features, not
-of images: rows replaced by normal ones of the same mean and covariance.
+of images: rows replaced by normal ones with the same mean and covariance, to the digit.
 
 `null` has undamaged splits of growing size: a metric whose mean depends on the number of samples
 can be compared at equal numbers only.
@@ -145,13 +145,18 @@ def repeated(images: Tensor, strength: float, _: torch.Generator) -> Tensor:
 
 
 def as_if_normal(features: Tensor, strength: float, g: torch.Generator) -> Tensor:
-    """This share of the rows drawn anew from a normal law with their mean and covariance."""
-    center = features.mean(0)
-    values, axes = torch.linalg.eigh(torch.cov(features.T.double().cpu(), correction=0))
-    root = (axes * values.clamp(min=0).sqrt()).to(features)
-    drawn = torch.randn(features.shape, generator=g).to(features) @ root.T + center
+    """This share of the rows replaced by normal ones with exactly their mean and covariance."""
     count = round(strength * len(features))
-    return torch.cat([drawn[:count], features[count:]])
+    if count == 0:
+        return features
+    old = features[:count].double().cpu()
+    noise = torch.randn(old.shape, generator=g, dtype=torch.float64)
+    noise = noise - noise.mean(0)
+    # noise = Q R with QᵀQ = 1, so that Q times the root of the old rows' scatter has that scatter.
+    orthonormal = torch.linalg.qr(noise).Q
+    values, axes = torch.linalg.eigh((count - 1) * torch.cov(old.T))
+    drawn = orthonormal @ (axes * values.clamp(min=0).sqrt()).T + old.mean(0)
+    return torch.cat([drawn.to(features), features[count:]])
 
 
 Damage = Callable[[Tensor, float, torch.Generator], Tensor]
@@ -160,7 +165,7 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "blur": (0.0, 0.4, 0.5, 0.6, 0.8, 1.0),
     "missing classes": (0, 1, 2, 3, 4, 5),
     "repeated images": (1, 2, 4, 8, 16, 32),
-    "normal features": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "normal features": (0.0, 0.3, 0.45, 0.6, 0.8, 1.0),
 }
 DAMAGES: dict[str, Damage] = {"noise": noise, "blur": blur, "repeated images": repeated}
 
