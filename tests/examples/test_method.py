@@ -1,6 +1,7 @@
 """What `distill` promises: the same gradient however the classes are shared out, and its steps."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -118,3 +119,37 @@ def test_the_memory_limit_holds_in_a_fresh_process():
     assert 1 < at_once < 20
     assert figures["estimate_bytes"] + (100 - at_once) * each > 3e9  # all at once would not fit
     assert figures["peak_bytes"] < 1.5e9
+
+
+def test_one_joint_step_goes_as_far_as_one_step_for_each_class(digits, tmp_path, monkeypatch):
+    # The published rate belongs to a step after every class, with zeros for the others' images.
+    C, iterations, lr = 10, 200, 1e-3
+    draw = generator("slopes")
+    drift = torch.rand(C, 50, generator=draw) + 0.5  # the same direction, noise around it
+    slopes = drift + 0.5 * torch.randn(iterations, C, 50, generator=draw)
+
+    def moved(rate, one_by_one):
+        images = torch.zeros(C, 50, requires_grad=True)
+        optimizer = torch.optim.AdamW([images], lr=rate, weight_decay=5e-4)
+        for slope in slopes:
+            for classes in [[c] for c in range(C)] if one_by_one else [list(range(C))]:
+                images.grad = torch.zeros(C, 50)
+                images.grad[classes] = slope[classes]
+                optimizer.step()
+        return images.detach()
+
+    published = moved(lr, one_by_one=True)
+    joint = moved(lr * math.sqrt(C), one_by_one=False)
+    assert (joint / published).median().item() == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(joint, published, rtol=0.2, atol=0.05 * published.abs().mean())
+    plain = moved(lr, one_by_one=False)
+    assert (plain / published).median().item() < 1.2 / math.sqrt(C)
+
+    # And that is the rate of the first step of `distill`.
+    rates = []
+    config = configure("--method", "dm", "--lr-image", "0.002")
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, _=None: rates.append(self.param_groups[0]["lr"])
+    )
+    distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
+    assert rates == [0.002 * math.sqrt(C)]
