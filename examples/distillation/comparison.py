@@ -19,6 +19,7 @@ class Stored:
     images: Tensor
     labels: Tensor
     factor: int = 1
+    soft_labels: Tensor | None = None  # (N·ρ², C) probabilities, in place of the labels
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Verdict:
     """Evaluation runs by name."""
 
     headline: str  # the set in question
-    sets: dict[str, list[Run]] = field(default_factory=dict)  # ConvNets
-    networks: dict[str, list[Run]] = field(default_factory=dict)  # others, on the set in question
-    plain: dict[str, list[Run]] = field(default_factory=dict)  # ConvNets without augmentation
+    sets: dict[str, list[Run]] = field(default_factory=dict)  # by the first architecture
+    networks: dict[str, list[Run]] = field(default_factory=dict)  # by others, the one in question
+    plain: dict[str, list[Run]] = field(default_factory=dict)  # without augmentation
     full_epochs: int = 0
 
     def results(self) -> dict[str, Any]:
@@ -95,12 +96,14 @@ def judge(
         sets: by name. `full` is the whole training part; scores need it and `random`.
         recipe: the same for all.
         headline: the set that is also given to other architectures.
-        networks: architectures for it; the ConvNet is always there.
+        networks: the architecture for all sets, and those others.
         with_scores: judge also without augmentation, for the scores.
         folder: finished runs are kept there and not repeated.
     """
 
-    def run(name: str, architecture: str = "convnet", augment: bool = True) -> list[Run]:
+    first, *others = networks
+
+    def run(name: str, architecture: str = first, augment: bool = True) -> list[Run]:
         stored = sets[name]
         with torch.random.fork_rng(devices=[]):  # layers are made with weights that nobody uses
             network = architectures.make(
@@ -125,12 +128,13 @@ def judge(
             seed=recipe.seed,
             name=f"evaluating {label}",
             augment=augment,
+            soft_labels=stored.soft_labels,
             file=folder / f"evaluation-{label}.pt" if folder else None,
         )
 
     verdict = Verdict(headline, full_epochs=recipe.full_epochs)
     verdict.sets = {name: run(name) for name in sets}
-    verdict.networks = {name: run(headline, name) for name in networks if name != "convnet"}
+    verdict.networks = {name: run(headline, name) for name in others}
     if with_scores:
         verdict.plain = {name: run(name, augment=False) for name in (headline, "random")}
     return verdict

@@ -241,7 +241,7 @@ def configure(args: argparse.Namespace) -> Config:
     if args.dataset in data.FOLDERS:
         data.required_folder(args.dataset, args.data_dir)
     values["data_dir"] = str(args.data_dir.resolve()) if args.data_dir else None
-    values["device"] = _device(args.device)
+    values["device"] = choose_device(args.device)
     if values["image_size"] is None:
         values["image_size"] = data.default_image_size(args.dataset, args.data_dir)
     if values["depth"] is None:
@@ -252,7 +252,8 @@ def configure(args: argparse.Namespace) -> Config:
     values["baselines"] = names("baselines", args.baselines, BASELINES)
     if args.scores:
         values["baselines"] += [n for n in ("random", "full") if n not in values["baselines"]]
-    values["eval_networks"] = names("eval_networks", args.eval_networks, architectures.NAMES)
+    chosen = names("eval_networks", args.eval_networks, architectures.NAMES)
+    values["eval_networks"] = ["convnet", *[n for n in chosen if n != "convnet"]]
     config = Config(**values)
 
     positive = (
@@ -338,7 +339,8 @@ def _loss(args: argparse.Namespace, values: dict[str, Any]) -> str:
     return args.loss or (plain if obstacle or few or args.preset == "paper" else "unbiased")
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """Turn `--device` into a device that can be used. Raises ValueError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

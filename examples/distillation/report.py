@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import ncfd
@@ -26,12 +26,19 @@ from .history import History
 
 
 def save_distilled(
-    path: Path, images: Tensor, labels: Tensor, data: Data, *, factor: int, **about: Any
+    path: Path,
+    images: Tensor,
+    labels: Tensor,
+    data: Data,
+    *,
+    factor: int,
+    soft_labels: Tensor | None = None,
+    **about: Any,
 ) -> None:
     """Write stored images in [0, 1] and labels, with all that is needed to use them.
 
     The metadata of the file are JSON strings: `mean` and `std` (one number a channel, of the
-    training images in [0, 1]), `factor` (ρ), `class_names`, `decode`, and whatever is in `about`.
+    training images in [0, 1]), `factor` (ρ), `class_names`, `decode`, and whatever is in `about`. `soft_labels` (N·ρ², C) belong to the decoded images.
     """
     metadata = {
         "mean": data.mean.flatten().tolist(),
@@ -43,15 +50,36 @@ def save_distilled(
         **about,
     }
     tensors = {"images": images.cpu().contiguous(), "labels": labels.cpu().contiguous()}
+    if soft_labels is not None:
+        tensors["soft_labels"] = soft_labels.cpu().contiguous()
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     write_bytes(path, safetensors.torch.save(tensors, metadata=texts))
 
 
+def read_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return stored images in [0, 1], their labels, and the metadata.
+
+    Raises:
+        ValueError: not a file of `save_distilled`; says what is missing.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            info = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+            present = {"images", "labels"} & {*file.keys()}
+            missing = {"images", "labels"} - present
+            missing |= {"mean", "std", "factor", "class_names", "dataset"} - {*info}
+            if missing:
+                raise ValueError(
+                    f"{path} is no distilled set: it lacks {', '.join(sorted(missing))}"
+                )
+            return file.get_tensor("images"), file.get_tensor("labels"), info
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no distilled set, or damaged ({error})") from error
+
+
 def load_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Return images ready for training (decoded, normalised), labels, and the metadata."""
-    with safe_open(path, "pt") as file:
-        info = {name: json.loads(text) for name, text in file.metadata().items()}
-        images, labels = file.get_tensor("images"), file.get_tensor("labels")
+    images, labels, info = read_distilled(path)
     mean, std = (torch.tensor(info[name])[:, None, None] for name in ("mean", "std"))
     images = (formation.decode(images, info["factor"]) - mean) / std
     return images, labels.repeat_interleave(info["factor"] ** 2), info
@@ -216,25 +244,28 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(results, indent=2) + "\n").encode())
 
 
-def table(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the figures shown at the end of a run and on its page."""
-    accuracy, timing = results["accuracy"], results["timing"]
-    runs = len(accuracy["runs"])
+def accuracies(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was found about the set in question and those beside it."""
+    accuracy = results["accuracy"]
 
     def text(a: dict[str, Any]) -> str:
         return f"{a['mean']:.1f} ± {a['std']:.1f} %"
 
     rows = [
-        (f"test accuracy, last epoch ({runs} networks)", text(accuracy)),
+        (f"test accuracy, last epoch ({len(accuracy['runs'])} networks)", text(accuracy)),
         ("test accuracy, best epoch looked at", f"{accuracy['best_epoch_mean']:.1f} %"),
         ("validation accuracy, last epoch", f"{accuracy['validation_mean']:.1f} %"),
+    ]
+    rows += [
+        (f"{name}, not the headline: test accuracy, last epoch", text(summary))
+        for name, summary in results.get("refined", {}).items()
     ]
     rows += [
         (f"baseline {name}: test accuracy, last epoch", text(baseline))
         for name, baseline in results["baselines"].items()
     ]
     rows += [
-        (f"with {name} in place of the ConvNet, last epoch", text(summary))
+        (f"with {name}: test accuracy, last epoch", text(summary))
         for name, summary in results["cross_architecture"].items()
     ]
     rows += [
@@ -245,6 +276,13 @@ def table(results: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{name.replace('_', '-')} score, 0 to 1", f"{found['score']:.3f}")
         for name, found in results["scores"].items()
     ]
+    return rows
+
+
+def table(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures shown at the end of a run and on its page."""
+    timing = results["timing"]
+    rows = accuracies(results)
     if results["zoo_validation_accuracies"]:
         mean = float(np.mean(results["zoo_validation_accuracies"]))
         rows.append(("zoo members on validation images", f"{mean:.1f} %"))

@@ -294,6 +294,7 @@ def test_baselines_are_a_list():
     assert configure("--scores").baselines == ["random", "mix", "full"]
     assert configure("--no-baselines", "--scores").baselines == ["random", "full"]
     assert configure("--eval-networks", "alexnet,vgg11,alexnet").eval_networks == [
+        "convnet",
         "alexnet",
         "vgg11",
     ]
