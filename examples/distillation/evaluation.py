@@ -36,6 +36,7 @@ def evaluate(
     seed: int,
     name: str,
     augment: bool = True,
+    soft_labels: Tensor | None = None,
     file: Path | None = None,
 ) -> list[Run]:
     """Train `runs` fresh networks on the decoded images.
@@ -51,11 +52,12 @@ def evaluate(
         seed: of initialisation, order and augmentation. The same seed gives every method the
             same networks, so that differences between methods are not those between networks.
         name: shown beside the progress bar.
+        soft_labels: (N·ρ², C) probabilities to train with in place of `labels`.
         augment: train with augmentation and CutMix.
         file: finished runs are kept here and not repeated.
     """
     decoded = formation.decode(images, factor)
-    decoded_labels = labels.repeat_interleave(factor**2)
+    decoded_labels = labels.repeat_interleave(factor**2) if soft_labels is None else soft_labels
     strategy = None
     if augment:
         digits = data.name == "digits"

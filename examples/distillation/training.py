@@ -45,7 +45,7 @@ def train(
         weights: (R, ...) starting points; not changed.
         data: gives the normalisation.
         images: (N, channels, H, W) uint8, or float in [0, 1].
-        labels: (N,).
+        labels: (N,), or (N, C) probabilities.
         generators: R CPU generators, one for each network, so that its result does not depend on
             which others are trained beside it.
         epochs: passes over the images.
