@@ -6,8 +6,9 @@ everything after the addition runs on all processes alike, on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from ncfd import _validation as check
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_group(value: object, name: str = "process_group") -> ProcessGroup | None:
@@ -68,8 +72,24 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.apply(*args), in_dims[0]
 
 
-# A compiled graph breaks here, and says so under ``fullgraph=True``: the collective stays eager.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """A compiled graph breaks here, and says so under ``fullgraph=True``: it stays eager.
+
+    Wrapped when called from a graph: ``torch.compiler.disable`` imports the compiler, which takes
+    longer than all else of the package.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+            return eager(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_outside_graphs
 def add_up(values: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]:
     """Each of ``values`` added over the processes, differentiable, by one all-reduce in float64.
 
@@ -90,7 +110,7 @@ def add_up(values: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]
     return [p.view_as(v).to(v.dtype) for p, v in zip(parts, values, strict=True)]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_outside_graphs
 def common_generator(group: ProcessGroup, device: torch.device) -> torch.Generator:
     """A CPU generator in the same state on all processes, seeded by the first one's default."""
     # All draw, so that default generators in step stay in step.
