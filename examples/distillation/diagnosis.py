@@ -1,0 +1,84 @@
+"""Are the frequencies of a run any good, and have the images collapsed? A section for the report.
+
+Every class is compared by itself, so it is looked at by itself: its real features with the
+frequencies in use (a scale that ran away to noise, repeated frequencies, precision at risk), and
+its synthetic features beside the real ones (collapse).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import ncfd
+
+#: Below this share of the real spread, synthetic features of a class count as collapsed.
+COLLAPSED = 0.1
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`text` is Markdown; `warnings` are its warnings, one line each, empty if all is well."""
+
+    text: str
+    warnings: list[str]
+
+
+@torch.no_grad()
+def diagnose(
+    real: tuple[Tensor, Tensor],
+    synthetic: tuple[Tensor, Tensor],
+    t: Tensor,
+    class_names: Sequence[str],
+) -> Diagnosis:
+    """Look at features (N, D) and labels (N,) of both sides at the frequencies `t` (F, D).
+
+    The features are as the loss sees them: normalised, if it normalises. Classes with fewer than
+    two real images are left out.
+    """
+    (x, x_labels), (y, y_labels) = real, synthetic
+    reports: dict[str, ncfd.FrequencyReport] = {}
+    collapsed: dict[str, float] = {}
+    for c, name in enumerate(class_names):
+        rows, others = x[x_labels == c], y[y_labels == c]
+        if len(rows) < 2:
+            continue
+        reports[name] = ncfd.frequency_report(rows, t)
+        if len(others) >= 2:
+            ratio = _spread(others) / max(_spread(rows), 1e-30)
+            if ratio < COLLAPSED:
+                collapsed[name] = ratio
+    if not reports:
+        return Diagnosis("No class has two real images to look at.", [])
+
+    # The worst class speaks for the others: their numbers differ, what to do does not.
+    worst = max(reports, key=lambda name: (len(reports[name].warnings), reports[name].noise_share))
+    affected = sum(bool(report.warnings) for report in reports.values())
+    warnings = [
+        f"{affected} of {len(reports)} classes, {worst} most of all: {line}"
+        for line in reports[worst].warnings
+    ]
+    if collapsed:
+        name = min(collapsed, key=collapsed.__getitem__)
+        warnings.append(
+            f"{len(collapsed)} of {len(reports)} classes, {name} most of all: the features of the "
+            f"synthetic images have collapsed, their spread is {collapsed[name]:.1g} of the real "
+            "one; lower the learning rate of the images, start from real images, or store fewer "
+            "images per class"
+        )
+    lines = [
+        *([f"- **Warning.** {line}" for line in warnings] or ["No warnings."]),
+        "",
+        f"Class {worst}:",
+        "",
+        "```",
+        str(reports[worst]),
+        "```",
+    ]
+    return Diagnosis("\n".join(lines), warnings)
+
+
+def _spread(features: Tensor) -> float:
+    """Root mean square distance from the mean, for any number of rows from 2 on."""
+    return features.double().var(0).sum().sqrt().item()

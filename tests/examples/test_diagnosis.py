@@ -1,0 +1,96 @@
+"""The section of the distillation report that says whether the game was healthy."""
+
+import pytest
+import torch
+from distillation.diagnosis import diagnose
+from torch import Tensor
+from torch.nn import functional as F
+
+from ncfd import GaussianFrequencies
+from ncfd.functional import gradient_reversal, ncfd_loss
+
+NAMES = ["bee", "cat", "dog"]
+D = 12
+
+
+def batch(seed: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Normalised features of three classes that lie apart, as the loss sees them."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3 * rows) % 3
+    center = torch.eye(D)[labels]
+    return F.normalize(center + 0.7 * torch.randn(3 * rows, D, generator=g), dim=1), labels
+
+
+def frequencies(scale: float) -> Tensor:
+    return scale * torch.randn(64, D, generator=torch.Generator().manual_seed(9))
+
+
+def test_a_healthy_game_has_no_warnings() -> None:
+    found = diagnose(batch(0, 200), batch(1, 20), frequencies(1.0), NAMES)
+    assert found.warnings == []
+    assert "No warnings." in found.text
+    assert "Frequency report: 200 samples, 12 features, 64 frequencies" in found.text
+
+
+def test_metric_hacking_is_named() -> None:
+    """Nothing differs between the two sides but chance; ψ, unbounded, goes where chance is loud."""
+    real, synthetic = batch(0, 200), batch(1, 20)
+    sampler = GaussianFrequencies(D, 64, learnable=True)
+    optimizer = torch.optim.Adam(sampler.parameters(), lr=0.1)
+    groups = {"x_groups": real[1], "y_groups": synthetic[1], "num_groups": 3}
+    g = torch.Generator().manual_seed(2)
+    before = diagnose(real, synthetic, sampler(g).detach(), NAMES)
+    for _ in range(30):
+        t = gradient_reversal(sampler(g))
+        optimizer.zero_grad()
+        ncfd_loss(real[0], synthetic[0], t, **groups).backward()
+        optimizer.step()
+    after = diagnose(real, synthetic, sampler(g).detach(), NAMES)
+    assert before.warnings == []
+    assert sampler(g).std() > 1.8
+    (line,) = after.warnings
+    assert "frequencies carry only noise" in line
+    assert "divide the scale of t by 2" in line
+    assert line.startswith("3 of 3 classes, ")
+    assert f"- **Warning.** {line}" in after.text
+
+
+def test_collapse_of_the_images_is_named() -> None:
+    """Matching means alone lets the images of a class fall together."""
+    real, (y, labels) = batch(0, 200), batch(1, 20)
+    t = frequencies(1.0)
+    assert diagnose(real, (y, labels), t, NAMES).warnings == []
+    cats = labels == 1
+    mean = real[0][real[1] == 1].mean(0)
+    y = y.requires_grad_()
+    optimizer = torch.optim.SGD([y], lr=0.2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (y[cats] - mean).square().sum().backward()
+        optimizer.step()
+    (line,) = diagnose(real, (y.detach(), labels), t, NAMES).warnings
+    assert line.startswith("1 of 3 classes, cat most of all: ")
+    assert "have collapsed" in line
+    assert "learning rate of the images" in line
+
+
+def test_the_worst_class_speaks() -> None:
+    x, labels = batch(0, 200)
+    wide = torch.where((labels == 2)[:, None], 30 * x, x)
+    found = diagnose((wide, labels), batch(1, 20), frequencies(1.0), NAMES)
+    assert all("dog most of all" in line for line in found.warnings)
+    assert found.warnings[0].startswith("1 of 3 classes")
+    assert "Class dog:" in found.text
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_classes_too_small_to_judge(rows: int) -> None:
+    x, labels = batch(0, 50)
+    few = torch.cat([torch.nonzero(labels != 0).flatten(), torch.nonzero(labels == 0)[:rows, 0]])
+    y, y_labels = batch(1, 1)  # a single synthetic image has no spread to judge
+    found = diagnose((x[few], labels[few]), (y, y_labels), frequencies(1.0), NAMES)
+    assert found.warnings == []
+    assert "50 samples" in found.text
+    nothing = diagnose((x[:1], labels[:1]), (y, y_labels), frequencies(1.0), NAMES)
+    assert nothing.warnings == []
+    assert "two real images" in nothing.text
