@@ -28,7 +28,7 @@ if not dist.is_available():
 WORLDS = (2, 3, 4)
 N, M, D, F, G = 23, 17, 3, 8, 5
 IN = 6  # what the network is given
-CUTS = ("uneven", "empty", "weightless")
+CUTS = ("uneven", "empty", "idle", "weightless")
 
 # Sorted labels: a contiguous part lacks most groups. Group 4 is not in x at all, 0 not in y.
 X_GROUPS, Y_GROUPS = torch.arange(N) * 4 // N, 1 + torch.arange(M) * 4 // M
@@ -89,6 +89,8 @@ def part(values: Any, name: str, cut: str, rank: int, world: int) -> Any:
     share = [i + 1 for i in range(world)]
     if cut == "empty":
         share[0 if name[0] == "x" else world - 1] = 0  # different processes lack different sides
+    elif cut == "idle":
+        share[0] = 0  # of both
     bounds = [rows * sum(share[:i]) // sum(share) for i in range(world + 1)]
     own = slice(bounds[rank], bounds[rank + 1])
     dim = 1 if name in ("x", "y") and values.ndim == 3 else 0
