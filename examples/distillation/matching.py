@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ import ncfd
 from .options import GAMES, Config
 from .randomness import generator as make_generator
 
+#: The laws with one scale, by the names of `--sampler`.
+LAWS = {
+    "normal": ncfd.GaussianFrequencies,
+    "student": ncfd.StudentTFrequencies,
+    "laplace": ncfd.LaplaceFrequencies,
+    "uniform": ncfd.UniformFrequencies,
+}
+
 
 class Seeded(nn.Module):
     """A frequency sampler that draws from a generator of its own, and can repeat a draw."""
@@ -21,6 +30,7 @@ class Seeded(nn.Module):
         self.sampler = sampler
         self.generator = generator
         self.before = generator.get_state()
+        self.factor = 1.0  # on the scale, from outside
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Seeded":
         # Generators cannot be copied in PyTorch 2.5.
@@ -38,11 +48,69 @@ class Seeded(nn.Module):
 
     def forward(self) -> Tensor:
         t: Tensor = self.sampler(generator=self.generator)
-        return t
+        return t if self.factor == 1 else self.factor * t
 
     def scales(self) -> Tensor:
         scales: Tensor = self.sampler.scales(generator=self.generator)
+        return scales if self.factor == 1 else self.factor * scales
+
+
+class SingleScale(nn.Module):
+    """A law of frequencies with one learned scale for all coordinates.
+
+    Within a factor `max_ratio` of the start, like ψ's scales.
+    """
+
+    def __init__(self, law: nn.Module, max_ratio: float) -> None:
+        super().__init__()
+        self.law = law
+        self.log_ratio = math.log(max_ratio)
+        self.raw = nn.Parameter(torch.zeros(()))
+
+    def _factor(self) -> Tensor:
+        return torch.exp(self.log_ratio * torch.tanh(self.raw))
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        t: Tensor = self._factor() * self.law(generator=generator)
+        return t
+
+    def scales(self, generator: torch.Generator) -> Tensor:
+        scales: Tensor = self._factor() * self.law.scales(generator=generator)
         return scales
+
+
+class NetworkFrequencies(nn.Module):
+    """Frequencies straight from a network: t = s·r·tanh(net(z)), z ~ N(0, I).
+
+    What the published code does in place of the mixture, but with F distinct rows. No coordinate
+    is larger than the largest scale ψ may have, r times the starting scale s. At its start the
+    coordinates are of about three quarters of s.
+    """
+
+    def __init__(self, dim: int, num_frequencies: int, scale: float, max_ratio: float) -> None:
+        super().__init__()
+        hidden = max(16, min(dim, 256))  # as ψ's
+        self.shape = (num_frequencies, hidden)
+        self.bound = scale * max_ratio
+        self.network = nn.Sequential(
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, dim),
+        )
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(self.shape, generator=generator, device=generator.device)
+        weight = next(self.parameters())
+        t: Tensor = self.bound * torch.tanh(self.network(noise.to(weight.device)))
+        return t
+
+    def scales(self, generator: torch.Generator) -> Tensor:
+        """Root mean square of each coordinate, (1, D)."""
+        return self(generator).square().mean(0, keepdim=True).sqrt()
 
 
 class MeanMatching(nn.Module):
@@ -78,6 +146,7 @@ class ExactDiscrepancy(nn.Module):
         self.sampler = sampler
         self.scale = scale
         self.unbiased = unbiased
+        self.factor = 1.0  # on a fixed scale, from outside
 
     def forward(
         self,
@@ -88,7 +157,7 @@ class ExactDiscrepancy(nn.Module):
         synthetic_groups: Tensor,
         num_groups: int,
     ) -> Tensor:
-        scale: Tensor | float = self.scale
+        scale: Tensor | float = self.factor * self.scale
         if self.sampler is not None:
             scale = ncfd.functional.gradient_reversal(self.sampler.scales())
         per_class: Tensor = ncfd.functional.gaussian_ncfd(
@@ -131,6 +200,14 @@ class Matching(nn.Module):
         for sampler in self.samplers:
             sampler.rewind()
 
+    def set_factor(self, factor: float) -> None:
+        """Multiply the scale of all frequencies."""
+        for criterion in self.criteria:
+            if isinstance(criterion, ExactDiscrepancy):
+                criterion.factor = factor
+        for sampler in self.samplers:
+            sampler.factor = factor
+
     def forward(
         self,
         real: Tensor,
@@ -156,6 +233,17 @@ class Matching(nn.Module):
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
+def frequency_factor(config: Config, iteration: int) -> float:
+    """Return what to multiply the scale of the frequencies by.
+
+    Low frequencies tell distributions apart that are far from each other, high ones those that are
+    close: `rising` goes from a quarter of the scale to all of it, evenly in its logarithm.
+    """
+    if config.frequency_schedule == "constant":
+        return 1.0
+    return float(4.0 ** (iteration / max(1, config.iterations - 1) - 1))
+
+
 def make_matching(config: Config, dims: list[int]) -> Matching:
     """Return the loss of a method on layers of `dims` features, the last layer first."""
     criteria = []
@@ -173,22 +261,30 @@ def make_sampler(config: Config, dim: int, layer: int = 0) -> Seeded | None:
     # Layers take their initial weights from PyTorch's global generator: lend it a seed of ours.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(make_generator(config.seed, "sampler weights", *purpose).initial_seed())
-        sampler: nn.Module
-        if config.method in GAMES:
-            # The closed form uses the scales only, and costs the same again for each of them.
-            exact = config.method == "ncfm-exact"
-            sampler = ncfd.FrequencySampler(
-                dim,
-                config.num_frequencies,
-                num_components=min(4, config.num_frequencies) if exact else None,
-                scale=config.scale,
-                max_ratio=config.max_ratio,
-            )
-        else:
-            sampler = ncfd.GaussianFrequencies(dim, config.num_frequencies, scale=config.scale)
+        sampler = _law(config, dim)
     # On the device: a million normal numbers in each iteration are too many to bring there.
     draws = make_generator(config.seed, "frequencies", *purpose, device=config.device)
     return Seeded(sampler.to(config.device), draws)
+
+
+def _law(config: Config, dim: int) -> nn.Module:
+    """Return the law of the frequencies, learned where the method is a game."""
+    count, scale = config.num_frequencies, config.scale
+    bounds: dict[str, Any] = {"scale": scale, "max_ratio": config.max_ratio}
+    if config.sampler == "mixture":
+        # The closed form uses the scales only, and costs the same again for each of them.
+        components = min(4, count) if config.method == "ncfm-exact" else None
+        return ncfd.FrequencySampler(
+            dim, count, num_components=components, method=config.frequency_draw, **bounds
+        )
+    if config.sampler == "direct":
+        return NetworkFrequencies(dim, count, **bounds)
+    if config.sampler == "diagonal":
+        return ncfd.GaussianFrequencies(
+            dim, count, learnable=True, method=config.frequency_draw, **bounds
+        )
+    law = LAWS[config.sampler](dim, count, scale=scale, method=config.frequency_draw)
+    return SingleScale(law, config.max_ratio) if config.method in GAMES else law
 
 
 def make_criterion(config: Config, sampler: Seeded | None) -> nn.Module:

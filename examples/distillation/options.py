@@ -31,6 +31,22 @@ BASELINES = {
     "dm": "distilled by mean matching, in as many iterations",
     "full": "the whole training part, an upper bound",
 }
+SAMPLERS = {
+    "mixture": "ψ, the learned scale mixture of normals",
+    "diagonal": "normal, a learned scale for each feature",
+    "normal": "normal, one scale",
+    "student": "Student-t of 3 degrees of freedom, one scale",
+    "laplace": "Laplace, one scale",
+    "uniform": "uniform on a box, one scale",
+    "direct": "the output of a network",
+}
+DRAWS = ("random", "orthogonal", "sobol")
+SCHEDULES = ("constant", "rising")
+EXTRACTORS = {
+    "hybrid": "between its untrained and its trained state",
+    "random": "untrained",
+    "trained": "trained",
+}
 DISTILLING = ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")
 GAMES = ("ncfm", "ncfm-exact")
 
@@ -69,6 +85,12 @@ class Config:
     baselines: list[str]  # sets judged beside the method's, of BASELINES
     eval_networks: list[str]  # of architectures.NAMES
     scores: bool
+    extractor: str = "hybrid"  # one of EXTRACTORS
+    sampler: str | None = "mixture"  # one of SAMPLERS, None for a method without frequencies
+    frequency_draw: str = "random"  # one of DRAWS
+    frequency_schedule: str = "constant"  # one of SCHEDULES
+    soft_labels: bool = False
+    fine_tune: bool = False
     layers: int = 1  # last blocks whose features are matched
     memory_limit_gb: float | None = None  # 1e9 bytes; None handles all classes together
 
@@ -166,12 +188,52 @@ def parser() -> argparse.ArgumentParser:
     add("--lr-image", type=float, help="rate of the images, as for one class at a time")
     add("--sampler-lr", type=float, help="rate of ψ")
     add("--patience", type=int, help="iterations without progress until --lr-image is halved")
+    samplers = "; ".join(f"{name}: {text}" for name, text in SAMPLERS.items())
+    add(
+        "--sampler",
+        choices=SAMPLERS,
+        help=f"law of the frequencies, learned where the method is a game. {samplers}. Default: "
+        "mixture, normal for ncfm-fixed",
+    )
+    add(
+        "--frequency-draw",
+        choices=DRAWS,
+        default="random",
+        help="independent, in orthogonal blocks or from a Sobol sequence; default: %(default)s",
+    )
+    add(
+        "--frequency-schedule",
+        choices=SCHEDULES,
+        default="constant",
+        help="rising: from a quarter of --scale to all of it; default: %(default)s",
+    )
+    extractors = "; ".join(f"{name}: {text}" for name, text in EXTRACTORS.items())
+    add(
+        "--extractor",
+        choices=EXTRACTORS,
+        default="hybrid",
+        help=f"state of the zoo member in use. {extractors}. Default: %(default)s",
+    )
     add(
         "--calibration",
         type=float,
+        nargs="?",
+        const=1.0,
         metavar="SHARE",
-        help="rate of the cross-entropy step under the trained network, as a share of the images' "
-        "rate; 0 switches it off",
+        help="after every step another one on the cross-entropy under the trained network, its "
+        "rate this share (1 without a number) of the images' rate; default: none",
+    )
+    add(
+        "--soft-labels",
+        action="store_true",
+        help="also store the labels that the trained zoo gives, and judge the set with them, "
+        "beside the headline",
+    )
+    add(
+        "--fine-tune",
+        action="store_true",
+        help="afterwards a tenth of the iterations on the cross-entropy alone, stored and judged "
+        "beside the headline",
     )
     add(
         "--no-calibration",
@@ -231,7 +293,7 @@ def configure(args: argparse.Namespace) -> Config:
         "scale": 1.0,
         "lr_image": 1e-3,
         "sampler_lr": 1e-3,
-        "calibration": 1.0,
+        "calibration": 0.0,
     }
     if args.dataset == "digits" and args.preset == "quick":
         preset |= {"ipc": 1, "zoo_epochs": 10, "batch_real": 64}
@@ -249,6 +311,7 @@ def configure(args: argparse.Namespace) -> Config:
     # ψ climbs whatever the loss rewards. Noise adds (1-|φ|²)/M to the squared loss, most of all at
     # high frequencies, where the images say nothing any more: with `root` ψ runs to its bound.
     values["loss"] = _loss(args, values)
+    values["sampler"] = _sampler(args)
     values["baselines"] = names("baselines", args.baselines, BASELINES)
     if args.scores:
         values["baselines"] += [n for n in ("random", "full") if n not in values["baselines"]]
@@ -337,6 +400,36 @@ def _loss(args: argparse.Namespace, values: dict[str, Any]) -> str:
     # optimised, lie better than any random draw, and ψ is then pushed to frequencies near zero.
     few = values["ipc"] * values["factor"] ** 2 < 16
     return args.loss or (plain if obstacle or few or args.preset == "paper" else "unbiased")
+
+
+def _sampler(args: argparse.Namespace) -> str | None:
+    """Choose the law of the frequencies, or refuse one that is not defined."""
+    drawn = args.method in ("ncfm", "ncfm-fixed")
+    if args.method == "ncfm":
+        allowed, default = list(SAMPLERS), "mixture"
+    elif args.method == "ncfm-fixed":
+        allowed, default = ["normal", "student", "laplace", "uniform"], "normal"
+    elif args.method == "ncfm-exact":  # closed forms of normals
+        allowed, default = ["mixture", "diagonal", "normal"], "mixture"
+    else:
+        allowed, default = [], None
+    sampler: str | None = args.sampler or default
+    if sampler is not None and sampler not in allowed:
+        known = f"one of {', '.join(allowed)}" if allowed else "left out"
+        raise ValueError(f"--sampler must be {known} for --method {args.method}; got {sampler}")
+    if args.frequency_draw != "random":
+        obstacle = None
+        if not drawn:
+            obstacle = f"--method {args.method}, which draws no frequencies"
+        elif sampler == "direct" or (sampler == "mixture" and args.frequency_draw == "sobol"):
+            obstacle = f"--sampler {sampler}"
+        if obstacle:
+            raise ValueError(
+                f"--frequency-draw must be random for {obstacle}; got {args.frequency_draw}"
+            )
+    if args.method == "dm" and args.frequency_schedule != "constant":
+        raise ValueError("--frequency-schedule must be constant for --method dm; got rising")
+    return sampler
 
 
 def choose_device(name: str) -> str:

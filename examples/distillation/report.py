@@ -38,7 +38,8 @@ def save_distilled(
     """Write stored images in [0, 1] and labels, with all that is needed to use them.
 
     The metadata of the file are JSON strings: `mean` and `std` (one number a channel, of the
-    training images in [0, 1]), `factor` (ρ), `class_names`, `decode`, and whatever is in `about`. `soft_labels` (N·ρ², C) belong to the decoded images.
+    training images in [0, 1]), `factor` (ρ), `class_names`, `decode`, and whatever is in `about`.
+    `soft_labels` (N·ρ², C) belong to the decoded images.
     """
     metadata = {
         "mean": data.mean.flatten().tolist(),

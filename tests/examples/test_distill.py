@@ -9,6 +9,7 @@ from pathlib import Path
 
 import distill_cifar
 import pytest
+import safetensors.torch
 import torch
 from distillation import evaluation, report
 
@@ -163,6 +164,21 @@ def test_every_method_runs_the_same_recipe(method, finished, tmp_path):
     images, labels, info = stored(tmp_path / method)
     assert info["factor"] == (1 if method == "random" else 2)
     assert len(images) == len(labels) == (10 if method == "random" else 40)
+
+
+def test_soft_labels_and_fine_tuning_stand_beside_the_headline(finished, tmp_path):
+    folder, results = finished
+    zoo = ("--zoo", str(folder / "zoo.pt"), "--no-baselines")
+    refined = run(tmp_path / "x", *zoo, "--soft-labels", "--fine-tune")
+    assert refined["accuracy"] == results["accuracy"]
+    assert set(refined["refined"]) == {"soft-labels", "fine-tuned"}
+    assert refined["refined"]["soft-labels"]["runs"] != results["accuracy"]["runs"]
+    assert torch.equal(stored(tmp_path / "x")[0], stored(folder)[0])
+    tensors = safetensors.torch.load_file(tmp_path / "x" / "distilled.safetensors")
+    assert tensors["soft_labels"].shape == (40, 10)
+    tuned, _, _ = report.load_distilled(tmp_path / "x" / "distilled-fine-tuned.safetensors")
+    assert tuned.shape == stored(folder)[0].shape
+    assert "fine-tuned, not the headline" in (tmp_path / "x" / "report.md").read_text()
 
 
 def test_a_zoo_of_another_network_is_refused(finished, tmp_path):

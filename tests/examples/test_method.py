@@ -10,7 +10,7 @@ from pathlib import Path
 import distill_cifar
 import pytest
 import torch
-from distillation import chunks, formation, networks, options, zoo
+from distillation import chunks, formation, matching, networks, options, refinement, zoo
 from distillation.randomness import generator
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +102,129 @@ def test_a_limit_that_is_too_low_says_what_is_needed():
     assert needs.at_once(3, 2.3) == 3
     with pytest.raises(ValueError, match=r"--memory-limit-gb must be at least 1\.3 .*; got 1\.1"):
         needs.at_once(10, 1.1)
+
+
+# Options of the studies
+
+
+@pytest.mark.parametrize("sampler", options.SAMPLERS)
+def test_every_sampler_is_learned_within_its_bounds(sampler):
+    config = configure("--sampler", sampler, "--scale", "3", "--loss", "squared")
+    sampling = matching.make_sampler(config, 8)
+    t = sampling()
+    assert t.shape == (48, 8)
+    assert len(t.unique(dim=0)) == 48
+    assert 1 < t.square().mean().sqrt() < 9  # of the order of the scale
+    # A player that only wants larger frequencies stops at the bound.
+    optimizer = torch.optim.SGD(sampling.parameters(), lr=100.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (-sampling.scales().log().sum()).backward()
+        optimizer.step()
+    scales = sampling.scales()
+    assert scales.max() <= 6.0001
+    assert scales.mean() > 4
+
+
+def test_samplers_have_as_many_scales_as_their_names_say():
+    count = {
+        name: sum(
+            p.numel() for p in matching.make_sampler(configure("--sampler", name), 8).parameters()
+        )
+        for name in ("diagonal", "normal", "student", "laplace", "uniform")
+    }
+    assert count == {"diagonal": 8, "normal": 1, "student": 1, "laplace": 1, "uniform": 1}
+    fixed = configure("--method", "ncfm-fixed", "--sampler", "laplace")
+    assert not list(matching.make_sampler(fixed, 8).parameters())
+
+
+def test_frequencies_come_as_they_are_asked_for():
+    drawn = matching.make_sampler(configure("--frequency-draw", "orthogonal"), 48)()
+    products = drawn @ drawn.T  # the scales are equal at the start
+    torch.testing.assert_close(products, products.diag().diag(), rtol=0, atol=1e-3)
+    assert (
+        matching.make_sampler(configure("--sampler", "normal", "--frequency-draw", "sobol"), 8)()
+        .isfinite()
+        .all()
+    )
+
+
+def test_rising_frequencies_go_from_a_quarter_to_the_whole_scale():
+    config = configure("--frequency-schedule", "rising", "--iterations", "101")
+    factors = [matching.frequency_factor(config, k) for k in (0, 50, 100)]
+    assert factors == pytest.approx([0.25, 0.5, 1.0])
+    assert matching.frequency_factor(configure(), 0) == 1
+    for method in ("ncfm", "ncfm-exact"):
+        criterion = matching.make_matching(configure("--method", method), [8])
+        (sampling,) = criterion.samplers
+        values = []
+        for factor in (1.0, 0.5):
+            criterion.set_factor(factor)
+            criterion.rewind()
+            values.append(sampling() if method == "ncfm" else sampling.scales())
+        torch.testing.assert_close(values[1], 0.5 * values[0])
+    mmd = matching.make_matching(configure("--method", "mmd"), [8])
+    mmd.set_factor(0.5)
+    x, y, one = torch.randn(4, 8), torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)
+    half = mmd(x, y, real_groups=one, synthetic_groups=one, num_groups=1)
+    other = matching.make_matching(configure("--method", "mmd", "--scale", "0.5"), [8])
+    torch.testing.assert_close(
+        half, other(x, y, real_groups=one, synthetic_groups=one, num_groups=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("extractor", "beta"), [("random", 1.0), ("trained", 0.0), ("hybrid", None)]
+)
+def test_the_extractor_is_in_the_state_asked_for(extractor, beta, digits, tmp_path, monkeypatch):
+    betas = []
+    blend = zoo.Zoo.blend
+
+    def seen(self, member, share):
+        betas.append(share)
+        return blend(self, member, share)
+
+    monkeypatch.setattr(zoo.Zoo, "blend", seen)
+    config = configure("--method", "dm", "--extractor", extractor)
+    distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
+    assert 0 < betas[-1] < 1 if beta is None else betas[-1] == beta
+
+
+def test_layers_are_the_last_blocks_side_by_side():
+    network = networks.ConvNet(3, 16, 10, width=4, depth=3)
+    images = torch.randn(5, 3, 16, 16)
+    assert network.features == [4 * 64, 4 * 16, 4 * 4]
+    weights = dict(network.named_parameters())
+    last, logits = networks.run(network, weights, images)
+    both, again = networks.run(network, weights, images, 2)
+    assert both.shape == (5, 4 * 16 + 4 * 4)
+    torch.testing.assert_close(both[:, -16:], last)
+    torch.testing.assert_close(both[:, :-16], network.blocks[:8](images).flatten(1))
+    torch.testing.assert_close(logits, again)
+    # The loss is the mean over the layers.
+    config = configure("--method", "dm", "--layers", "2")
+    groups = torch.zeros(5, dtype=torch.int64)
+    about = {"real_groups": groups, "synthetic_groups": groups, "num_groups": 1}
+    other = torch.randn_like(both)
+    one, two = (
+        matching.MeanMatching()(both[:, k], other[:, k], **about).mean()
+        for k in (slice(64, None), slice(64))
+    )
+    values = matching.make_matching(config, [16, 64])(both, other, **about)
+    torch.testing.assert_close(values, (one + two)[None] / 2)
+
+
+def test_refinement_is_soft_labels_and_a_lower_cross_entropy(digits):
+    config = configure("--iterations", "100", "--lr-image", "0.01")
+    network, members, images, labels = game(config, digits)
+    soft = refinement.soft_labels(digits, network, members, images, config.factor)
+    assert soft.shape == (80, 10)
+    torch.testing.assert_close(soft.sum(1), torch.ones(80))
+    tuned = refinement.fine_tune(config, digits, network, members, images, labels, config.factor)
+    right = torch.arange(80), labels.repeat_interleave(4)
+    after = refinement.soft_labels(digits, network, members, tuned, config.factor)
+    assert after[right].log().mean() > soft[right].log().mean()
+    assert 0 <= tuned.min() <= tuned.max() <= 1
 
 
 @pytest.mark.slow

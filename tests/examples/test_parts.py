@@ -265,7 +265,9 @@ def test_presets_fill_in_what_is_left_out():
     assert (paper.iterations, paper.width, paper.zoo_size, paper.eval_runs) == (20_000, 64, 20, 10)
     tiny = configure("--preset", "paper", "--dataset", "tinyimagenet", "--data-dir", "x")
     assert (tiny.image_size, tiny.depth, tiny.eval_epochs) == (64, 4, 300)
-    assert configure("--no-calibration").calibration == 0
+    assert configure().calibration == configure("--no-calibration").calibration == 0
+    assert configure("--calibration").calibration == 1
+    assert configure("--calibration", "0.5").calibration == 0.5
 
 
 @pytest.mark.parametrize(
@@ -294,8 +296,16 @@ def test_the_form_of_the_loss_is_the_unbiased_one_where_it_serves(arguments, los
         (["--loss", "unbiased", "--ipc", "1", "--factor", "1"], "two samples of each class"),
         (["--method", "mmd", "--loss", "root"], "--method mmd has no --loss root"),
         (["--method", "ncfm-exact", "--alpha", "0.1"], "closed form for --alpha 0.5 only"),
+        (["--method", "ncfm-fixed", "--sampler", "mixture"], "one of normal, .* got mixture"),
+        (["--method", "ncfm-exact", "--sampler", "student"], "one of mixture, diagonal, normal"),
+        (["--method", "dm", "--sampler", "normal"], "--sampler must be left out for --method dm"),
+        (["--frequency-draw", "sobol"], "--frequency-draw must be random for --sampler mixture"),
+        (["--method", "mmd", "--frequency-draw", "sobol"], "which draws no frequencies"),
+        (["--method", "dm", "--frequency-schedule", "rising"], "must be constant for --method dm"),
+        (["--layers", "3"], "--layers must be at most --depth 2"),
+        (["--memory-limit-gb", "0"], "--memory-limit-gb must be a number > 0"),
     ],
 )
-def test_forms_of_the_loss_that_are_not_defined_are_refused(arguments, message):
+def test_what_is_not_defined_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         configure(*arguments)
