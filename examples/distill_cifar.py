@@ -46,6 +46,7 @@ from distillation.augmentation import Draw
 from distillation.chunks import Chunk
 from distillation.comparison import Stored
 from distillation.data import Data, RealBatches, load
+from distillation.diagnosis import Diagnosis
 from distillation.history import History
 from distillation.options import Config
 from distillation.probe import Probe, probe_interval
@@ -70,6 +71,7 @@ class Distilled:
     history: History
     floors: dict[str, float]  # |φ| of mere noise, by description
     seconds: float
+    diagnosis: Diagnosis | None  # None for a method without frequencies
 
 
 def distill(
@@ -264,7 +266,9 @@ def distill(
     finally:
         writer.close()
     total_seconds = time.perf_counter() - clock
-    return Distilled(images.detach(), labels, history, probe.floors(), total_seconds)
+    images = images.detach()
+    diagnosis = probe.diagnose(images, criterion)
+    return Distilled(images, labels, history, probe.floors(), total_seconds, diagnosis)
 
 
 def _probe_interval(config: Config) -> int:
@@ -408,6 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "zoo_validation_accuracies": zoo.accuracies if zoo else [],
         "zoo_members_from_cache": zoo.reused if zoo else 0,
         "skipped_files": data.skipped,
+        "warnings": result.diagnosis.warnings if result and result.diagnosis else [],
     }
     pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
     if result is not None:
@@ -416,7 +421,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     pictures.append(folder / "plots" / "accuracy.png")
     command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     report.write_page(
-        folder / "report.md", results, pictures, f"python examples/distill_cifar.py {command}"
+        folder / "report.md",
+        results,
+        pictures,
+        f"python examples/distill_cifar.py {command}",
+        result.diagnosis if result else None,
     )
     report.write_results(folder / "results.json", results)
 

@@ -18,6 +18,7 @@ import ncfd
 from . import formation
 from .checkpoint import write_bytes
 from .data import Data
+from .diagnosis import Diagnosis
 from .history import History
 
 # ------------------------------------------------------------------------------------------------
@@ -299,7 +300,13 @@ def table(results: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def write_page(path: Path, results: dict[str, Any], pictures: list[Path], command: str) -> None:
+def write_page(
+    path: Path,
+    results: dict[str, Any],
+    pictures: list[Path],
+    command: str,
+    diagnosis: Diagnosis | None = None,
+) -> None:
     """Write `report.md`: the table, how to read it, the figures and how to run it again."""
     title = f"{results['method']} on {results['dataset']}, {results['ipc']} images per class"
     lines = [f"# {title}", "", "| | |", "|---|---|"]
@@ -325,6 +332,8 @@ def write_page(path: Path, results: dict[str, Any], pictures: list[Path], comman
     if results["skipped_files"]:
         lines += ["", f"## {len(results['skipped_files'])} unreadable files were left out", ""]
         lines += [f"- {name}" for name in results["skipped_files"]]
+    if diagnosis is not None:
+        lines += ["", "## Frequencies and features at the end", "", diagnosis.text]
     lines += ["", "## Figures", ""]
     for picture in pictures:
         relative = picture.relative_to(path.parent).as_posix()

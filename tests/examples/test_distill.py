@@ -68,6 +68,8 @@ def test_a_run_writes_everything(finished):
     page = (folder / "report.md").read_text()
     assert "last epoch" in page
     assert "images/distilled.png" in page
+    assert "Frequency report: " in page
+    assert all(line in page for line in results["warnings"])
 
 
 def test_the_loader_gives_images_to_train_on(finished, digits):
