@@ -188,7 +188,8 @@ class NCFDMetric(Metric):
                 "the same seed, on all"
             )
         needed = 2 if self.unbiased else 1
-        phis = []
+        phis: list[Tensor] = []
+        noise = torch.zeros_like(self.real_cos_sum)
         for name, cos_sum, sin_sum, total in (
             ("real", self.real_cos_sum, self.real_sin_sum, self.real_count),
             ("synthetic", self.synthetic_cos_sum, self.synthetic_sin_sum, self.synthetic_count),
@@ -199,13 +200,14 @@ class NCFDMetric(Metric):
                     f"the {name} side needs at least {needed} samples, got {count}; call "
                     f"update(features, real={name == 'real'}) before compute()"
                 )
-            phis.append(functional._Phi(cos_sum / count, sin_sum / count, None, 1 / count))
-        x, y = phis
+            phis.append(torch.complex(cos_sum, sin_sum) / count)
+            # By which chance raises ½|φ̂ - φ|²; exact, so that its removal leaves no bias.
+            noise = noise + 0.5 * (1 - phis[-1].abs().square()) / max(count - 1, 1)
+        value = functional.cf_discrepancy(*phis, alpha=self.alpha)
         if self.unbiased:
-            value = functional._unbiased(x, y)
-        else:
-            value = functional._chf(x.re, x.im, y.re, y.im, self.alpha).clamp_min(0)
-            value = value if self.squared else functional._root(value)
+            value = value - noise
+        elif not self.squared:
+            value = value.sqrt()
         return value.mean().to(self.frequencies.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Self:
