@@ -56,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="also judge random images, the packed start (mix), the whole training part (full)",
     )
+    add(
+        "--soft-labels",
+        action="store_true",
+        help="also judge it with the soft labels in the file, beside the headline with hard ones",
+    )
     add("--full-epochs", type=int, default=10, help="epochs on the latter (default: %(default)s)")
     add(
         "--scores",
@@ -95,6 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     began = time.perf_counter()
     sets = {"distilled": stored}
+    if args.soft_labels:
+        soft = report.read_soft_labels(args.file)
+        if soft is None:
+            raise ValueError(f"--soft-labels: {args.file} was saved without any")
+        columns = torch.zeros_like(soft)
+        columns[:, order] = soft
+        sets["soft labels"] = replace(stored, soft_labels=columns.to(device))
     for name in others:
         sets[name] = baseline(name, data, stored, recipe.seed)
     verdict = comparison.judge(

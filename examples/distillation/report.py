@@ -79,6 +79,12 @@ def read_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
         raise ValueError(f"{path} is no distilled set, or damaged ({error})") from error
 
 
+def read_soft_labels(path: Path | str) -> Tensor | None:
+    """Return the probabilities (N·ρ², C) stored for the decoded images, if any."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("soft_labels") if "soft_labels" in file.keys() else None  # noqa: SIM118
+
+
 def load_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Return images ready for training (decoded, normalised), labels, and the metadata."""
     images, labels, info = read_distilled(path)

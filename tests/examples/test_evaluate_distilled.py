@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import distill_cifar
@@ -84,6 +85,30 @@ def test_labels_follow_the_names_of_the_classes(run, digits):
         evaluate_distilled.fit(digits, images, info)
     with pytest.raises(ValueError, match=r"3 channel\(s\), those of the data set 1"):
         evaluate_distilled.fit(digits, images.expand(-1, 3, -1, -1), info)
+
+
+def test_soft_labels_stand_beside_the_headline(run, tmp_path, digits, monkeypatch):
+    with pytest.raises(ValueError, match=r"--soft-labels: .* was saved without any"):
+        evaluate_distilled.main([str(run[0]), "--soft-labels"])
+    images, labels, info = report.read_distilled(run[0])
+    soft = torch.eye(10)[labels.repeat_interleave(4)] * 0.9 + 0.01
+    renamed = replace(digits, class_names=digits.class_names[::-1])
+    recipe = {name: info[name] for name in ("width", "depth", "eval_epochs", "eval_runs")}
+    file = tmp_path / "soft.safetensors"
+    report.save_distilled(file, images, labels, renamed, factor=2, soft_labels=soft, **recipe)
+    found = {}
+    monkeypatch.setattr(
+        evaluate_distilled.comparison,
+        "judge",
+        lambda data, sets, *_, **__: found.update(sets) or (_ for _ in ()).throw(KeyError),
+    )
+    with pytest.raises(KeyError):
+        evaluate_distilled.main([str(file), "--soft-labels"])
+    assert found["distilled"].soft_labels is None
+    given = found["soft labels"].soft_labels
+    # The classes are named the other way round there, so label and column follow.
+    assert torch.equal(given.argmax(1), found["distilled"].labels.repeat_interleave(4))
+    assert torch.equal(found["distilled"].labels, 9 - labels)
 
 
 def test_what_is_no_distilled_set_is_refused(run, tmp_path):
