@@ -11,11 +11,11 @@ the optimizers; its parts lie in `distillation/`.
 Source: Wang et al., "Dataset Distillation with Neural Characteristic Function", CVPR 2025.
 """
 
-import json
+import contextlib
 import math
 import os
 import shlex
-import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -30,24 +30,28 @@ os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from distillation import (
     augmentation,
-    checkpoint,
     chunks,
     comparison,
     coresets,
     formation,
+    interruption,
     matching,
     memory,
     networks,
     options,
+    outputs,
+    processes,
     refinement,
     report,
 )
 from distillation.augmentation import Draw
+from distillation.checkpoint import Checkpoints
 from distillation.chunks import Chunk
 from distillation.comparison import Stored
 from distillation.data import Data, RealBatches, load
 from distillation.diagnosis import Diagnosis
 from distillation.history import History
+from distillation.interruption import HINT, Stop, Stopped
 from distillation.options import Config
 from distillation.probe import Probe, probe_interval
 from distillation.randomness import generator, repeatable
@@ -82,8 +86,13 @@ def distill(
     images: Tensor,
     labels: Tensor,
     folder: Path,
+    stop: Stop | None = None,
 ) -> Distilled:
-    """Play the game from the packed real images `images`, or from the checkpoint in `folder`."""
+    """Play the game from the packed real images `images`, or from the checkpoint in `folder`.
+
+    A `stop` that has received a signal ends it after an iteration, once that is saved.
+    """
+    stop = stop or Stop()
     device, C = data.device, data.num_classes
     digits = config.dataset == "digits"
     strategy = augmentation.MATCHING
@@ -123,10 +132,11 @@ def distill(
     for layer, sampler in enumerate(criterion.samplers):
         streams[f"frequencies {layer}"] = sampler.generator
 
-    # Under a memory limit the classes take turns.
+    processes.require_at_most(C, "number of classes")
+    # Several processes share the classes. Under a memory limit they take turns.
     needs = chunks.estimate(config, data, network, zoo)
     at_once = needs.at_once(C, config.memory_limit_gb)
-    parts = chunks.chunks(range(C), at_once, config.ipc)
+    parts = chunks.chunks(processes.share(range(C)), at_once, config.ipc)
     probe = Probe(config, data, network, zoo, initial_images, criterion, parts)
 
     def synthetic_images(part: Chunk, params: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,10 +157,12 @@ def distill(
     }
     if sampler_optimizer is not None:
         stateful["sampler_optimizer"] = sampler_optimizer
-    file = folder / "checkpoint.pt"
+    saved = Checkpoints(folder / "checkpoint.pt")
     start, seconds = 0, 0.0
-    if file.exists():
-        state = checkpoint.load(file)
+    state, problem = saved.load()
+    if problem:
+        tqdm.write(problem)
+    if state is not None:
         start, seconds = state["iteration"], state["seconds"]
         with torch.no_grad():
             images.copy_(state["images"])
@@ -159,7 +171,23 @@ def distill(
         for name, stream in streams.items():
             stream.set_state(state["streams"][name])
 
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    def save(done: int) -> None:
+        history.flush(writer)  # raises rather than save what is not finite
+        matching.require_finite(done - 1, images, criterion, data.class_names)
+        if processes.rank() == 0:
+            saved.save(
+                {
+                    "iteration": done,
+                    "seconds": time.perf_counter() - clock,
+                    "images": images.detach(),
+                    **{name: part.state_dict() for name, part in stateful.items()},
+                    "streams": {name: s.get_state() for name, s in streams.items()},
+                }
+            )
+
+    writer = None
+    if processes.rank() == 0:
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
     clock = time.perf_counter() - seconds
     bar = tqdm(
         range(start, config.iterations),
@@ -167,7 +195,9 @@ def distill(
         unit="it",
         initial=start,
         total=config.iterations,
+        disable=processes.rank() > 0,
     )
+    stop.deferred = True
     try:
         for iteration in bar:
             criterion.set_factor(matching.frequency_factor(config, iteration))
@@ -192,6 +222,7 @@ def distill(
             weights = zoo.blend(member, beta)
 
             # The loss of each class, mean over the frequencies. One backward pass for both players.
+            images.grad.zero_()
             criterion.zero_grad()
             criterion.mark()
             per_class = torch.zeros(C, device=device)
@@ -212,12 +243,13 @@ def distill(
                 (LOSS_SCALE * losses.sum()).backward()
                 images.grad[part.rows] = stored.grad
                 per_class[part.classes] = losses.detach()
+            slopes = [p.grad for p in sampler_weights if p.grad is not None]
+            processes.add_up(images.grad, per_class, *slopes)
             logged = {"loss/matching": per_class.mean(), "gradient/images": images.grad.norm()}
 
             # Each player its own step.
             image_optimizer.step()
             if sampler_optimizer is not None:
-                slopes = [p.grad for p in sampler_weights if p.grad is not None]
                 logged["gradient/sampler"] = nn.utils.get_total_norm(slopes)
                 sampler_optimizer.step()
             with torch.no_grad():
@@ -229,6 +261,7 @@ def distill(
             if config.calibration:
                 weights = zoo.blend(member, 0.0)
                 logged["loss/calibration"] = torch.zeros((), device=device)
+                images.grad.zero_()
                 for part in parts:
                     stored, synthetic, groups = synthetic_images(part, params)
                     _, logits = networks.run(network, weights, synthetic)
@@ -236,6 +269,7 @@ def distill(
                     cross_entropy.backward()
                     images.grad[part.rows] = stored.grad
                     logged["loss/calibration"] += cross_entropy.detach()
+                processes.add_up(images.grad, logged["loss/calibration"])
                 rate = image_optimizer.param_groups[0]["lr"]
                 calibration_optimizer.param_groups[0]["lr"] = config.calibration * rate
                 calibration_optimizer.step()
@@ -248,23 +282,18 @@ def distill(
                 history.flush(writer)
                 shown = {name.split("/")[1]: f"{history.last(name):.4f}" for name in logged}
                 bar.set_postfix(shown, refresh=False)
-            if done % _checkpoint_interval(config) == 0 or done == config.iterations:
-                history.flush(writer)  # raises rather than save what is not finite
-                checkpoint.save(
-                    file,
-                    {
-                        "iteration": done,
-                        "seconds": time.perf_counter() - clock,
-                        "images": images.detach(),
-                        **{name: part.state_dict() for name, part in stateful.items()},
-                        "streams": {name: s.get_state() for name, s in streams.items()},
-                    },
-                )
+            stopping = processes.any_of(stop.number is not None)
+            if stopping or done % _checkpoint_interval(config) == 0 or done == config.iterations:
+                save(done)
+            if stopping:
+                number = stop.number or signal.SIGTERM  # another process received it
+                raise Stopped(number, f"stopped; iteration {done} is saved, and {HINT} from there")
     except FloatingPointError as error:
-        kept = f"the last good state is in {file}" if file.exists() else "nothing was saved yet"
-        raise FloatingPointError(f"{error}; {kept}") from error
+        raise FloatingPointError(f"{error}; {saved}") from error
     finally:
-        writer.close()
+        stop.deferred = False
+        if writer is not None:
+            writer.close()
     total_seconds = time.perf_counter() - clock
     images = images.detach()
     diagnosis = probe.diagnose(images, criterion)
@@ -283,7 +312,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what is in `results.json`."""
     args = options.parser().parse_args(arguments)
     config = options.configure(args)
-    folder = prepare_folder(args, config)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(interruption.catching())
+        stack.enter_context(processes.started(config.device))
+        # Process 0 holds the folder for all.
+        claimed = outputs.claimed(
+            args.output_dir, config, resume=args.resume, overwrite=args.overwrite
+        )
+        folder = processes.first(lambda: stack.enter_context(claimed))
+        command = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        return run(config, folder, stop, command, given_zoo=args.zoo, use_cache=args.cache)
+
+
+def run(
+    config: Config,
+    folder: Path,
+    stop: Stop,
+    command: str,
+    *,
+    given_zoo: Path | None,
+    use_cache: bool,
+) -> dict[str, Any]:
+    """Distil, evaluate and write into `folder`. Returns what is in `results.json`."""
     device = torch.device(config.device)
     if config.memory_limit_gb is not None:
         memory.give_back_freed_memory()
@@ -298,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         Path(config.data_dir) if config.data_dir else None,
         config.image_size,
         device,
-        use_cache=args.cache,
+        use_cache=use_cache,
     )
     if data.skipped:
         tqdm.write(f"{len(data.skipped)} unreadable files were left out:")
@@ -330,12 +380,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     needs_zoo = config.method in options.DISTILLING or config.soft_labels or config.fine_tune
     if needs_zoo or {"herding", "dm"} & {*config.baselines}:
         began = time.perf_counter()
-        zoo = get_zoo(args.zoo, config, data, network, folder, use_cache=args.cache)
+        zoo = get_zoo(given_zoo, config, data, network, folder, use_cache=use_cache)
         pretrain_seconds = time.perf_counter() - began
     if config.method in options.DISTILLING:
         assert zoo is not None
         with repeatable(device):
-            result = distill(config, data, network, zoo, *starts["mix"], folder)
+            result = distill(config, data, network, zoo, *starts["mix"], folder, stop)
         images, labels = result.images, result.labels
     else:
         images, labels = starts[config.method]
@@ -358,18 +408,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "eval_epochs": config.eval_epochs,
         "eval_runs": config.eval_runs,
     }
-    report.save_distilled(
-        folder / "distilled.safetensors", images, labels, data, soft_labels=soft, **about
-    )
-    if config.fine_tune:
-        file = folder / "distilled-fine-tuned.safetensors"
-        report.save_distilled(file, tuned, labels, data, fine_tuned=True, **about)
+    if processes.rank() == 0:
+        report.save_distilled(
+            folder / "distilled.safetensors", images, labels, data, soft_labels=soft, **about
+        )
+        if config.fine_tune:
+            file = folder / "distilled-fine-tuned.safetensors"
+            report.save_distilled(file, tuned, labels, data, fine_tuned=True, **about)
 
     began = time.perf_counter()
     sets = {config.method: Stored(images, labels, factor), **refined}
     for name in config.baselines:
         if name not in sets:
-            sets[name] = baseline(name, config, data, network, zoo, starts, folder)
+            sets[name] = baseline(name, config, data, network, zoo, starts, folder, stop)
     verdict = comparison.judge(
         data,
         sets,
@@ -414,12 +465,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "skipped_files": data.skipped,
         "warnings": result.diagnosis.warnings if result and result.diagnosis else [],
     }
+    if processes.rank() > 0:
+        return results
     pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
     if result is not None:
         pictures += report.save_plots(folder / "plots", result.history, result.floors)
     report.save_accuracy_plot(folder / "plots" / "accuracy.png", verdict.curves())
     pictures.append(folder / "plots" / "accuracy.png")
-    command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     report.write_page(
         folder / "report.md",
         results,
@@ -447,6 +499,7 @@ def baseline(
     zoo: Zoo | None,
     starts: dict[str, tuple[Tensor, Tensor]],
     folder: Path,
+    stop: Stop,
 ) -> Stored:
     """Return a set of the size of the distilled one, or the whole training part."""
     if name == "full":
@@ -461,46 +514,8 @@ def baseline(
     inner.mkdir(exist_ok=True)
     with repeatable(data.device):
         simple = replace(config, method=name, sampler=None, frequency_schedule="constant")
-        result = distill(simple, data, network, zoo, *starts["mix"], inner)
+        result = distill(simple, data, network, zoo, *starts["mix"], inner, stop)
     return Stored(result.images, result.labels, config.factor)
-
-
-def prepare_folder(args: Any, config: Config) -> Path:
-    """Create the output folder, or make sure that the run in it is the one that is wanted."""
-    name = f"{config.dataset}-{config.method}-ipc{config.ipc}-seed{config.seed}"
-    folder: Path = args.output_dir or Path("runs") / name
-    marker = folder / "config.json"
-    ways_out = "another --output-dir, or --overwrite to delete it"
-    if args.overwrite and marker.exists():
-        shutil.rmtree(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output-dir {folder} is a file")
-    if marker.exists():
-        stored = json.loads(marker.read_text())
-        wanted = config.as_dict()
-        differs = [
-            f"{key} {stored.get(key)!r} there, {wanted.get(key)!r} here"
-            for key in sorted(stored.keys() | wanted.keys())
-            if stored.get(key) != wanted.get(key)
-        ]
-        if differs:
-            raise ValueError(
-                f"{folder} holds a run with other options ({'; '.join(differs)}); give {ways_out}"
-            )
-        finished = (folder / "results.json").exists()
-        if not args.resume and not finished:
-            raise ValueError(
-                f"{folder} holds an unfinished run of these options; give --resume to go on with "
-                f"it, {ways_out}"
-            )
-        if not args.resume:
-            shutil.rmtree(folder)  # the same options once more: the same files once more
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"--output-dir {folder} is not empty and holds no run; give another")
-    for part in ("images", "plots"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    checkpoint.write_bytes(marker, json.dumps(config.as_dict(), indent=2).encode())
-    return folder
 
 
 def get_zoo(
@@ -534,7 +549,8 @@ def get_zoo(
         seed=config.seed,
         use_cache=use_cache,
     )
-    save_zoo(file, zoo, own)
+    if processes.rank() == 0:
+        save_zoo(file, zoo, own)
     return zoo
 
 
@@ -568,5 +584,6 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command with --resume goes on from the last checkpoint")
+    except KeyboardInterrupt as stopped:
+        print(stopped if isinstance(stopped, Stopped) else "stopped", file=sys.stderr)
+        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))

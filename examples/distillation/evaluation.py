@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import augmentation, checkpoint, formation, networks, training
+from . import augmentation, checkpoint, formation, networks, processes, training
 from .data import Data
 from .networks import Weights
 from .randomness import generator
@@ -69,9 +69,17 @@ def evaluate(
     if file is not None and file.exists():
         done = [Run(**run) for run in checkpoint.load(file)["runs"]]
     at_once = 1 if data.device.type == "cpu" else min(runs, 5)
-    with tqdm(total=runs * epochs, initial=len(done) * epochs, desc=name, unit="epoch") as bar:
-        for first in range(len(done), runs, at_once):
-            group = range(first, min(first + at_once, runs))
+    together = at_once * processes.size()
+    with tqdm(
+        total=runs * epochs,
+        initial=len(done) * epochs,
+        desc=name,
+        unit="epoch",
+        disable=processes.rank() > 0,
+    ) as bar:
+        for first in range(len(done), runs, together):
+            block = range(first, min(first + together, runs))
+            group = processes.share(block)
             curves: list[list[list[float]]] = [[] for _ in group]
 
             def after_epoch(
@@ -94,24 +102,26 @@ def evaluate(
                 networks.initial_weights(network, generator(seed, "evaluation weights", r))
                 for r in group
             ]
-            training.train(
-                network,
-                networks.stack(starts),
-                data,
-                decoded,
-                decoded_labels,
-                [generator(seed, "evaluation training", r) for r in group],
-                epochs=epochs,
-                rate=1e-3,
-                schedule=training.halved_at_fifths,
-                strategy=strategy,
-                cutmix=0.5 if augment else 0.0,
-                after_epoch=after_epoch,
-            )
-            for curve in curves:
+            if group:  # with more processes than runs some have nothing to do
+                training.train(
+                    network,
+                    networks.stack(starts),
+                    data,
+                    decoded,
+                    decoded_labels,
+                    [generator(seed, "evaluation training", r) for r in group],
+                    epochs=epochs,
+                    rate=1e-3,
+                    schedule=training.halved_at_fifths,
+                    strategy=strategy,
+                    cutmix=0.5 if augment else 0.0,
+                    after_epoch=after_epoch,
+                )
+            for curve in processes.gather(curves):
                 _, test, validation = curve[-1]
                 done.append(Run(test, max(point[1] for point in curve), validation, curve))
-            if file is not None:
+            bar.update((len(block) - len(group)) * epochs)
+            if file is not None and processes.rank() == 0:
                 checkpoint.save(file, {"runs": [asdict(run) for run in done]})
     return done
 

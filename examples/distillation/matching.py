@@ -305,6 +305,26 @@ def make_criterion(config: Config, sampler: Seeded | None) -> nn.Module:
     )
 
 
+def require_finite(
+    iteration: int, images: Tensor, criterion: Matching, class_names: list[str]
+) -> None:
+    """Raise FloatingPointError if a step has led to where no later one comes back from."""
+    bad = ~images.detach().isfinite().flatten(1).all(1)
+    if bad.any():
+        ipc = len(images) // len(class_names)
+        classes = dict.fromkeys(int(n) // ipc for n in bad.nonzero())
+        names = ", ".join(class_names[c] for c in classes)
+        raise FloatingPointError(
+            f"iteration {iteration}: the images of class {names} are not finite. A smaller "
+            "--lr-image often helps"
+        )
+    if not all(p.isfinite().all() for p in criterion.parameters()):
+        raise FloatingPointError(
+            f"iteration {iteration}: the weights of the frequencies are not finite. A smaller "
+            "--sampler-lr often helps"
+        )
+
+
 def noise_floor(count: int) -> float:
     """Modulus below which φ of `count` samples is noise: 1/√N."""
     return 1 / math.sqrt(count)

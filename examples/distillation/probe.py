@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import ncfd
 
-from . import diagnosis, formation, matching, networks
+from . import diagnosis, formation, matching, networks, processes
 from .chunks import Chunk
 from .data import Data, RealBatches
 from .options import GAMES, Config
@@ -53,7 +53,9 @@ class Probe:
             self.real.append((features, data.validation_labels[chosen] - part.first))
         self.initial_images = initial_images
         # Features of many classes take much memory: then they are formed again at each look.
-        self.start = self._synthetic_features(initial_images) if len(parts) == 1 else None
+        self.start = None
+        if len(parts) == 1:
+            self.start = self._synthetic_features(initial_images[parts[0].rows])
         # |φ| is compared with the noise of a matching batch, so it is taken of one; ten classes
         # are enough to see it.
         batches = RealBatches(data, config.batch_real, generator(config.seed, "probe batch"))
@@ -114,6 +116,7 @@ class Probe:
                 if start is None:
                     start = self._synthetic_features(self.initial_images[part.rows])
                 losses["probe/sampler"][part.classes] = self._losses(criterion, k, start)
+        processes.add_up(*losses.values())
         seen = {name: values.mean().item() for name, values in losses.items()}
         if self.batch is not None:
             sampler = criterion.samplers[0].sampler

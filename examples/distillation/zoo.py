@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import augmentation, cache, checkpoint, networks, training
+from . import augmentation, cache, checkpoint, networks, processes, training
 from .data import Data
 from .networks import Weights
 from .randomness import generator
@@ -66,11 +66,20 @@ def train_zoo(
                     io.BytesIO(content), map_location=data.device, weights_only=True
                 )
                 trained[k], accuracies[k] = member["trained"], member["accuracy"]
-    missing = [k for k in range(size) if k not in trained]
+    # Process 0 says which: another run may write to the cache between two looks at it.
+    missing = processes.first(lambda: [k for k in range(size) if k not in trained])
+    trained = {k: w for k, w in trained.items() if k not in missing}
+    own = [missing[k] for k in processes.share(range(len(missing)))]
     at_once = 1 if data.device.type == "cpu" else 5
-    with tqdm(total=size * epochs, initial=len(trained) * epochs, desc="zoo", unit="epoch") as bar:
-        for first in range(0, len(missing), at_once):
-            group = missing[first : first + at_once]
+    with tqdm(
+        total=(size - len(missing) + len(own)) * epochs,
+        initial=(size - len(missing)) * epochs,
+        desc="zoo",
+        unit="epoch",
+        disable=processes.rank() > 0,
+    ) as bar:
+        for first in range(0, len(own), at_once):
+            group = own[first : first + at_once]
 
             def after_epoch(_: int, __: Weights, loss: float, together: int = len(group)) -> None:
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -98,6 +107,13 @@ def train_zoo(
                     buffer = io.BytesIO()
                     torch.save({"trained": one, "accuracy": accuracies[k]}, buffer)
                     cache.write(names[k], buffer.getvalue())
+    if processes.size() > 1:
+        shared = own if processes.rank() else [*trained]
+        for k, weights, accuracy in processes.gather(
+            [(k, {n: w.cpu() for n, w in trained[k].items()}, accuracies[k]) for k in shared]
+        ):
+            trained[k] = {n: w.to(data.device) for n, w in weights.items()}
+            accuracies[k] = accuracy
     members = range(size)
     return Zoo(
         networks.stack(initial),
