@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from distillation import checkpoint, matching, networks, options, training
+from distillation import checkpoint, data, matching, networks, options, training
 from distillation.history import History
 from distillation.randomness import generator, repeatable
 from torch.nn import functional as F
@@ -268,6 +268,27 @@ def test_presets_fill_in_what_is_left_out():
     assert configure().calibration == configure("--no-calibration").calibration == 0
     assert configure("--calibration").calibration == 1
     assert configure("--calibration", "0.5").calibration == 0.5
+
+
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+@pytest.mark.parametrize(
+    ("dataset", "size", "depth", "epochs"),
+    [
+        ("cifar10", 32, 3, 2000),
+        ("cifar100", 32, 3, 2000),
+        ("tinyimagenet", 64, 4, 300),
+        *((name, 128, 5, 2000) for name in data.IMAGENET_SUBSETS),
+    ],
+)
+def test_the_paper_preset_is_the_published_recipe(dataset, size, depth, epochs, ipc):
+    c = configure("--preset", "paper", "--dataset", dataset, "--data-dir", "x", "--ipc", str(ipc))
+    assert (c.image_size, c.depth, c.width, c.ipc, c.factor) == (size, depth, 128, ipc, 2)
+    assert (c.zoo_size, c.zoo_epochs, c.extractor, c.layers) == (20, 60, "hybrid", 1)
+    assert (c.iterations, c.batch_real, c.num_frequencies) == (20_000, 1024, 1024)
+    assert (c.sampler, c.loss, c.alpha, c.scale) == ("mixture", "root", 0.5, 1.0)
+    assert (c.lr_image, c.patience) == (1e-3, 500)
+    assert (c.calibration, c.soft_labels, c.fine_tune) == (0.0, False, False)
+    assert (c.eval_epochs, c.eval_runs, c.eval_networks) == (epochs, 10, ["convnet"])
 
 
 @pytest.mark.parametrize(
