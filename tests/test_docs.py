@@ -409,3 +409,39 @@ def test_a_symbol_missing_from_the_reference_is_noticed(tmp_path):
     assert "reference: ncfd.FrequencySampler is missing" in missing
     assert "reference: ncfd.functional.ncfd_loss is missing" in missing
     assert not any("NCFDLoss" in problem for problem in missing)
+
+
+def study(suite):
+    file = DOCS.parent / "benchmarks" / "results" / f"{suite}-cpu-amd-epyc.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["finished"]
+    assert not content["quick"]
+    return content["tables"]
+
+
+def table_rows(page):
+    """Cells of every row of every table, without heads: first cell(s) -> all cells."""
+    text = (GUIDE / f"{page}.md").read_text(encoding="utf-8")
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+
+
+def test_the_metric_study_is_quoted_as_it_is_on_file():
+    tables = study("metric")
+    names = ["NCFD", "NCFD, squared, unbiased", "FID", "KID"]
+    found = {}
+    for row in tables["sensitivity"]:
+        key = f"{row['damage']}, {row['strength']}"
+        found.setdefault(key, {})[row["metric"]] = f"{row['deviations']:.1f}"
+    for row in tables["ranks"]:
+        found.setdefault(row["damage"], {})[row["metric"]] = f"{row['spearman']:.2f}"
+    for row in tables["null"]:
+        text = f"{row['value']:.4f} ± {row['sd']:.4f}"
+        found.setdefault(str(row["n"]), {})[row["metric"]] = text
+    quoted = 0
+    for cells in table_rows("metric"):
+        if cells[0] in found:
+            assert cells[1:] == [found[cells[0]][name] for name in names], cells[0]
+            quoted += 1
+    assert quoted == 9 + 5 + 6
+    # What the page says in words.
+    assert all(row["monotonic"] for row in tables["ranks"] if row["damage"] != "normal features")
