@@ -290,10 +290,15 @@ def distill(
                 raise Stopped(number, f"stopped; iteration {done} is saved, and {HINT} from there")
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; {saved}") from error
+    except OSError as error:  # a full disk is met by whoever writes next, TensorBoard too
+        if str(saved) in str(error):
+            raise
+        raise OSError(error.errno, f"{error.strerror or error}; {saved}") from error
     finally:
         stop.deferred = False
         if writer is not None:
-            writer.close()
+            with contextlib.suppress(OSError):  # or it would hide what went wrong before
+                writer.close()
     total_seconds = time.perf_counter() - clock
     images = images.detach()
     diagnosis = probe.diagnose(images, criterion)

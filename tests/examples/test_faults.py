@@ -1,5 +1,6 @@
 """Kills, full disks, damaged files, two runs at once, several processes: the state stays whole."""
 
+import errno
 import json
 import os
 import random
@@ -123,6 +124,21 @@ def test_a_full_disk_leaves_the_last_good_state(digits, tmp_path):
     assert 2 <= checkpoint.load(saved)["iteration"] < 20
     assert not list(tmp_path.glob(".*"))
     assert not list(tmp_path.glob("*.new.*"))
+
+
+def test_a_full_disk_met_by_the_curves_is_said_as_well(digits, tmp_path, monkeypatch):
+    config = configure("--method", "dm", "--iterations", "20")
+    write = distill_cifar.SummaryWriter.add_scalar
+
+    def full(self, name, value, iteration):
+        if iteration == 13:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, name, value, iteration)
+
+    monkeypatch.setattr(distill_cifar.SummaryWriter, "add_scalar", full)
+    with pytest.raises(OSError, match=r"No space left on device; the last good state is in"):
+        distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 12
 
 
 def test_images_that_are_not_finite_are_named_and_not_saved(digits, tmp_path, monkeypatch):
