@@ -246,11 +246,12 @@ def test_the_pipeline_page_names_every_choice_and_preset():
     rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
     shown = {
         "`--iterations`": ["iterations"],
-        "`--width` of the networks": ["width"],
+        "`--width`, `--depth` of the networks": ["width"],
         "`--zoo-size`, `--zoo-epochs`": ["zoo_size", "zoo_epochs"],
         "`--batch-real` per class": ["batch_real"],
         "`--num-frequencies`": ["num_frequencies"],
         "`--eval-epochs`, `--eval-runs`": ["eval_epochs", "eval_runs"],
+        "`--full-epochs`, where `full` is judged": ["full_epochs"],
     }
     for row, names in shown.items():
         for column, preset in ((2, "quick"), (3, "paper")):
