@@ -446,3 +446,35 @@ def test_the_metric_study_is_quoted_as_it_is_on_file():
     assert quoted == 9 + 5 + 6
     # What the page says in words.
     assert all(row["monotonic"] for row in tables["ranks"] if row["damage"] != "normal features")
+
+
+def test_the_power_study_is_quoted_as_it_is_on_file():
+    tables = study("power")
+    names = list(dict.fromkeys(row["test"] for row in tables["size"]))
+    found = {}
+    for row in tables["size"]:
+        found.setdefault(("none", str(row["D"])), {})[row["test"]] = f"{100 * row['size']:.1f}"
+        # "All hold their level": within three standard errors.
+        assert abs(row["size"] - 0.05) < 3 * (0.05 * 0.95 / row["simulations"]) ** 0.5
+    for row in tables["power"]:
+        key = (f"{row['shift']}: {row['strength']}", str(row["D"]))
+        found.setdefault(key, {})[row["test"]] = f"{100 * row['power']:.0f}"
+    quoted = {}
+    for cells in table_rows("two-sample"):
+        if len(cells) == 2 + len(names):
+            quoted[cells[0], cells[1]] = cells[2:]
+    quoted.pop(("difference", "D"))
+    quoted.pop(("---", "---"))
+    assert quoted == {k: [row.get(name, "-") for name in names] for k, row in found.items()}
+
+
+def test_the_large_test_is_quoted_as_it_is_on_file():
+    file = DOCS.parent / "benchmarks" / "results" / "two-sample-cpu-amd-epyc.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["tables"]["large"]
+    quoted = [
+        cells for cells in table_rows("benchmarks") if cells[0] in ("`permutation`", "`chi2`")
+    ]
+    for cells, row in zip(quoted, rows, strict=True):
+        assert (row["n"], row["D"]) == (100_000, 64)
+        wanted = [f"{row['cpu_s']:.1f}", f"{row['memory_mib']:.0f}"]
+        assert [cells[0].strip("`"), *cells[2:]] == [row["test"], *wanted]
