@@ -270,6 +270,7 @@ def draw(
         )
     axes[0].axhline(1, color="k", lw=0.5)
     axes[0].set(title="singular values / √N", xlabel="axis")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
     for axis, (name, z) in zip(axes[1:], held.items(), strict=True):
         centred = z - z.mean(0)
