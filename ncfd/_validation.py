@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +48,11 @@ def check_tensor(value: object, name: str) -> Tensor:
                 f"{name} must be a plain tensor, got a DTensor; if it is sharded over the samples "
                 f"pass {name}.to_local() with a process_group, else {name}.full_tensor()"
             )
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {value.layout}; "
+            f"convert it first, for example {name}.to_dense()"
+        )
     return value
 
 
@@ -115,11 +121,7 @@ def check_weights(value: object, name: str, x: Tensor, *, part: bool = False) ->
 
 def check_num_groups(value: object) -> int:
     """A positive count of groups."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"num_groups must be an int, got {describe(value)}")
-    if value < 1:
-        raise ValueError(f"num_groups must be at least 1, got {value}")
-    return value  # type: ignore[return-value]  # a SymInt stands for an int while tracing
+    return check_count(value, "num_groups")
 
 
 def check_groups(
@@ -177,7 +179,7 @@ def check_alpha(value: object) -> float:
     """The weight of the amplitude term, a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"alpha must be a number in [0, 1], got {describe(value)}")
-    if not 0.0 <= float(value) <= 1.0:
+    if not 0 <= cast(Any, value) <= 1:
         raise ValueError(f"alpha must be in [0, 1] (1 is amplitude only), got {value}")
     return float(value)
 
@@ -202,8 +204,8 @@ def check_count(value: object, name: str) -> int:
     """An integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 1 <= value <= sys.maxsize:
+        raise ValueError(f"{name} must be at least 1, and fit an index, got {value}")
     return value  # type: ignore[return-value]  # a SymInt, as above
 
 
@@ -224,13 +226,17 @@ def check_unbiased(unbiased: bool, squared: bool, alpha: float) -> None:
         )
 
 
-def check_positive(value: object, name: str) -> float:
-    """A positive finite number."""
+def check_positive(value: object, name: str, dtype: torch.dtype = torch.float64) -> float:
+    """A positive finite number, also when rounded to ``dtype``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a positive number, got {describe(value)}")
-    number = float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    try:
+        number = float(value)
+    except OverflowError:  # of an int larger than any float
+        number = math.inf
+    info = torch.finfo(dtype)
+    if not info.tiny <= number <= info.max:
+        raise ValueError(f"{name} must be positive and finite in {dtype}, got {describe(value)}")
     return number
 
 
@@ -244,3 +250,14 @@ def check_generator(generator: Any, device: torch.device) -> None:
         raise ValueError(
             f"generator must be on {device} or on the CPU, got one on {generator.device}"
         )
+
+
+def check_seed(value: Any) -> int:
+    """An integer that a generator takes."""
+    try:
+        seed = operator.index(value)
+    except (TypeError, RuntimeError):  # torch's own, of a tensor without values
+        raise TypeError(f"seed must be an int, got {describe(value)}") from None
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed}")
+    return seed

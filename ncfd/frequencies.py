@@ -81,11 +81,14 @@ class _Frequencies(nn.Module):
                     f"scale must be a number or have shape ({self.dim},), "
                     f"got {check.describe(scale)}"
                 )
+            if value.is_meta:
+                raise ValueError(f"scale must have values, got {check.describe(scale)}")
             if not bool((torch.isfinite(value) & (value > 0)).all()):
                 raise ValueError("scale must be positive and finite in every entry")
             value = value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
         else:
-            value = torch.tensor(check.check_positive(scale, "scale"), dtype=torch.float32)
+            dtype = torch.float32
+            value = torch.tensor(check.check_positive(scale, "scale", dtype), dtype=dtype)
         self.base_scale: Tensor
         self.register_buffer("base_scale", value.expand(self.dim).clone())
 
@@ -347,8 +350,9 @@ class StudentTFrequencies(_FixedLaw):
         else:
             normal = _normal(self.num_frequencies, self.dim, self.method, like, generator)
             device = like.device if generator is None else generator.device
-            half_df = torch.full((self.num_frequencies, 1), self.df / 2, device=device)
-            chi2 = 2 * torch._standard_gamma(half_df.double(), generator=generator)
+            shape, double = (self.num_frequencies, 1), torch.float64
+            half_df = torch.full(shape, self.df / 2, dtype=double, device=device)
+            chi2 = 2 * torch._standard_gamma(half_df, generator=generator)
         # With few degrees of freedom χ² can round to 0: keep the quotient finite.
         return normal / torch.sqrt(chi2.clamp_min(1e-30) / self.df).to(normal)
 

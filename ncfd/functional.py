@@ -11,7 +11,7 @@ complex number is a pair of real tensors; complex tensors appear only in the pub
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from torch.distributions import Distribution
 from ncfd import _processes, ops
 from ncfd import _validation as check
 from ncfd.distributions import closed_form
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = [
     "amplitude_phase",
@@ -96,7 +93,8 @@ def characteristic_function(
 
     Example:
         >>> x = torch.tensor([[0.0], [torch.pi]])
-        >>> characteristic_function(x, torch.tensor([[0.0], [1.0], [2.0]])).real
+        >>> phi = characteristic_function(x, torch.tensor([[0.0], [1.0], [2.0]]))
+        >>> phi.abs().round(decimals=6)
         tensor([1., 0., 1.])
 
     Source: Feuerverger & Mureika, *The empirical characteristic function and its applications*,
@@ -106,6 +104,7 @@ def characteristic_function(
         _refuse_with_known_phi("a Distribution", weights=weights, groups=groups)
         if num_groups is not None:
             raise ValueError("num_groups needs groups, and a Distribution has none")
+        check.check_chunk_size(chunk_size)
         re, im = closed_form(x, t)
         return torch.complex(re, im)
     x = check.check_samples(x, "x")
@@ -192,7 +191,9 @@ def _normalised(sums: _Sums) -> _Phi:
     return _Phi(cos / total, sin / total, present, squares.unsqueeze(1) / total.square())
 
 
-def _of_all_processes(sides: dict[str, _Sums], t: Tensor, group: ProcessGroup) -> dict[str, _Sums]:
+def _of_all_processes(
+    sides: dict[str, _Sums], t: Tensor, group: torch.distributed.ProcessGroup
+) -> dict[str, _Sums]:
     """The sums of the whole batch from those of this process's part, by one all-reduce.
 
     Whatever is wrong with values is decided afterwards, on the same numbers everywhere, so that
@@ -399,7 +400,7 @@ def ncfd_loss(
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
     chunk_size: int | None = None,
-    process_group: ProcessGroup | None = None,
+    process_group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Neural characteristic function discrepancy between real ``x`` and synthetic ``y``.
 
@@ -493,7 +494,7 @@ def _both_sides(
     x_weights: Tensor | None,
     y_weights: Tensor | None,
     chunk_size: int | None,
-    group: ProcessGroup | None,
+    group: torch.distributed.ProcessGroup | None,
 ) -> tuple[_Phi, _Phi]:
     """φ of the real and of the synthetic side, of one shape, device and dtype."""
     batch, part = tuple(y.shape[:-2]), group is not None
@@ -743,7 +744,8 @@ def _as_scales(scale: object, x: Tensor) -> Tensor:
     """``(K, D)`` scales from a number, ``(D,)`` or ``(K, D)``."""
     dim = x.shape[-1]
     if not isinstance(scale, Tensor):
-        return x.new_full((1, dim), check.check_positive(scale, "scale"), dtype=_compute_dtype(x))
+        dtype = _compute_dtype(x)
+        return x.new_full((1, dim), check.check_positive(scale, "scale", dtype), dtype=dtype)
     scale = check.check_floating(scale, "scale")
     check.check_device(scale, "scale", x.device)
     if scale.ndim == 0:
@@ -798,7 +800,7 @@ def gradient_reversal(t: Tensor, scale: float = 1.0) -> Tensor:
     Source: Ganin & Lempitsky, *Unsupervised domain adaptation by backpropagation*, ICML 2015.
     """
     t = check.check_floating(t, "t")
-    if scale != 0:
+    if not (type(scale) in (int, float) and scale == 0):
         scale = check.check_positive(scale, "scale")
     if torch.compiler.is_compiling():
         # The same in plain operations (but for infinities): older dynamos trip over the Function.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,6 @@ from torch.distributions import Distribution
 
 from ncfd import _processes, functional
 from ncfd import _validation as check
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = ["NCFDLoss"]
 
@@ -69,7 +66,7 @@ class NCFDLoss(nn.Module):
         unbiased: bool = False,
         adversarial: bool = True,
         reduction: str = "mean",
-        process_group: ProcessGroup | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.alpha = check.check_alpha(alpha)

@@ -99,6 +99,7 @@ class NCFDMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        seed = check.check_seed(seed)
         if isinstance(frequencies, nn.Module):
             with torch.no_grad():
                 frequencies = frequencies(torch.Generator().manual_seed(seed))

@@ -6,7 +6,6 @@ frequencies (one for each scale), J learned frequencies.
 
 from __future__ import annotations
 
-import operator
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -218,6 +217,8 @@ def two_sample_test(
     measures*, NIPS 2015; Phipson & Smyth, *Permutation
     p-values should never be zero*, Stat. Appl. Genet. Mol. Biol. 9 (2010).
     """
+    if not isinstance(method, str):
+        raise TypeError(f'method must be "permutation" or "chi2", got {check.describe(method)}')
     if method not in ("permutation", "chi2"):
         raise ValueError(f'method must be "permutation" or "chi2", got {method!r}')
     B = check.check_count(n_permutations, "n_permutations")
@@ -318,10 +319,7 @@ def _generator(seed: int | None) -> tuple[torch.Generator, int]:
     generator = torch.Generator()
     if seed is None:
         return generator, generator.seed()
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"seed must be an int or None, got {check.describe(seed)}") from None
+    seed = check.check_seed(seed)
     return generator.manual_seed(seed), seed
 
 
@@ -336,7 +334,7 @@ def _as_tensor(value: object, name: str) -> Tensor:
         raise TypeError(f"{name} must be a tensor or a numpy array, got {check.describe(value)}")
     if value.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {check.describe(value)}")
-    value = value.detach()
+    value = check.check_tensor(value, name).detach()
     if not value.is_floating_point():
         value = value.to(torch.float64 if value.device.type != "mps" else torch.float32)
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
@@ -356,6 +354,8 @@ def _both(x: Samples, y: Samples) -> tuple[Tensor, Tensor]:
             )
         if sides:
             check.check_device(side, name, sides[0].device)
+        if side.is_meta:
+            raise ValueError(f"{name} must have values, got {check.describe(side)}")
         bad = ~side.isfinite()
         if bool(bad.any()):
             raise ValueError(
@@ -381,9 +381,9 @@ def _given_frequencies(frequencies: Samples, x: Tensor) -> Tensor:
         raise ValueError(
             f"frequencies must have shape (F, {D}) to match the samples, got {check.describe(t)}"
         )
+    check.check_device(t, "frequencies", x.device)
     if not bool(t.isfinite().all()):
         raise ValueError("frequencies must be finite, got NaN or infinite values")
-    check.check_device(t, "frequencies", x.device)
     return t.to(x.dtype)
 
 
@@ -517,6 +517,8 @@ def _witness_axis(
     cos, sin = ops.features(z, t)
     gradient = ((gap[1] * cos - gap[0] * sin) @ t).double().cpu()  # (rows, D)
     # The smaller of the two Gram matrices; both have the same eigenvalues that matter.
+    # Only its direction counts: of size 1, its square does not overflow.
+    gradient = gradient / gradient.abs().max().clamp_min(1e-300)
     wide = gradient.shape[1] > len(gradient)
     values, axes = torch.linalg.eigh(gradient @ gradient.T if wide else gradient.T @ gradient)
     main = gradient.T @ axes[:, -1] if wide else axes[:, -1]

@@ -431,7 +431,7 @@ def test_values_that_are_not_finite_are_rejected(bad: float) -> None:
         (ValueError, 'method must be "permutation" or "chi2"', X, Y, {"method": "t"}),
         (ValueError, "n_permutations must be at least 1", X, Y, {"n_permutations": 0}),
         (TypeError, "n_permutations must be an int", X, Y, {"n_permutations": 9.5}),
-        (TypeError, "seed must be an int or None", X, Y, {"seed": 0.5}),
+        (TypeError, "seed must be an int", X, Y, {"seed": 0.5}),
         (TypeError, "learn_frequencies must be True or False", X, Y, {"learn_frequencies": 1}),
         (ValueError, r"learn_fraction must be in \(0, 1\)", X, Y, {"learn_fraction": 1.0}),
         (ValueError, "scale must be positive", X, Y, {"scale": -1.0}),
