@@ -183,6 +183,8 @@ def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
             f"x must have shape (N, D) with N >= 2, got {check.describe(x)}; flatten batches first"
         )
     t = check.check_frequencies(t, (), x.shape[1], x.device)
+    if x.is_meta:
+        raise ValueError(f"x must have values, got {check.describe(x)}")
     dtype = torch.float64 if torch.float64 in (x.dtype, t.dtype) else torch.float32
     x, t = x.to(dtype), t.to(dtype)
     (N, D), F = x.shape, len(t)

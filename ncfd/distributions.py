@@ -167,6 +167,8 @@ def _check_frequencies(distribution: Distribution, t: Tensor) -> Tensor:
         raise TypeError(f"t must be a tensor of shape (F, D), got {type(t).__name__}")
     if not t.is_floating_point():
         raise TypeError(f"t must have a real floating dtype, got {t.dtype}")
+    if t.layout != torch.strided or t.is_nested:
+        raise TypeError(f"t must be a dense tensor, got layout {t.layout}; convert it first")
     D = distribution.event_shape.numel()
     if t.dim() < 2 or t.shape[-1] != D:
         raise ValueError(

@@ -273,6 +273,11 @@ def two_sample_test(
     center = _center(x, y)
     x, y = x - center, y - center
     phi_x, phi_y = _phi(x, t), _phi(y, t)
+    if not all(bool(part.isfinite().all()) for part in (*phi_x, *phi_y)):
+        raise ValueError(
+            "frequencies (or their scale) are too large for these samples: the phases overflow "
+            f"{x.dtype}"
+        )
     if method == "permutation":
         found = _permutation(x, y, t, blocks, B, generator)
     else:
@@ -515,7 +520,8 @@ def _witness_axis(
     if len(z) > _WITNESS_ROWS:
         z = z[torch.randperm(len(z), generator=generator)[:_WITNESS_ROWS].to(z.device)]
     cos, sin = ops.features(z, t)
-    gradient = ((gap[1] * cos - gap[0] * sin) @ t).double().cpu()  # (rows, D)
+    weight = (gap[1] * cos - gap[0] * sin).cpu().double()
+    gradient = weight @ t.cpu().double()  # (rows, D)
     # The smaller of the two Gram matrices; both have the same eigenvalues that matter.
     # Only its direction counts: of size 1, its square does not overflow.
     gradient = gradient / gradient.abs().max().clamp_min(1e-300)
