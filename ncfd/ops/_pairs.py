@@ -54,7 +54,8 @@ def _block(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor, scale: Tensor) -> Ten
         half = 0.5 * xs.square().sum(-1)  # (B, n)
         other = 0.5 * ys.square().sum(-1)
         exponent = _product(xs, ys.transpose(1, 2)) - other.unsqueeze(1) - half.unsqueeze(2)
-        kernel = torch.expm1(exponent)  # (B, n, M)
+        # Rounding can make the square of a small distance between large numbers negative.
+        kernel = torch.expm1(exponent.clamp_max(0))  # (B, n, M)
         total = total + (_product(kernel, w_y.unsqueeze(2)).squeeze(2) * w_x).sum(1)
     return total / scale.shape[0]
 
