@@ -182,7 +182,8 @@ def _normalised(sums: _Sums) -> _Phi:
     """φ̂: the sums over their weight."""
     cos, sin, total, squares, grouped, _ = sums
     if not isinstance(total, Tensor) or not isinstance(squares, Tensor):
-        return _Phi(cos / total, sin / total, None, squares / total**2)
+        # Not squares / total²: its range is beyond the exporter, which has to know it below 1.
+        return _Phi(cos / total, sin / total, None, 1.0 / total)
     if not grouped:
         return _Phi(cos / total, sin / total, None, squares / total.square())
     present = total > 0

@@ -40,6 +40,9 @@ def sums(
         x.requires_grad or t.requires_grad or (weights is not None and weights.requires_grad)
     )
     keep = chunk_size is None and wants_grad and _phases.keeps_phases(x, t)
+    if torch.compiler.is_compiling() and _graph_transforms():
+        # Dynamo refuses the Function and torch.func the operator: plain operations for both.
+        return _plain_sums(x, t, weights, groups, num_groups)
     # Three doors to the same rules. Graphs take the operator (dynamo refuses a Function whose
     # backward is another one); torch.func takes the composable Function (it refuses an operator
     # with registered autograd); plain eager code takes the short way, with
@@ -60,6 +63,28 @@ def sums(
 def _transforming() -> bool:
     """Inside a ``torch.func`` transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _graph_transforms() -> bool:
+    """Inside a ``torch.func`` transform in a graph; dynamo misreads the stack itself."""
+    depth = getattr(torch._C._functorch, "get_dynamic_layer_stack_depth", None)
+    return depth is not None and depth() > 0
+
+
+def _plain_sums(
+    x: Tensor, t: Tensor, weights: Tensor | None, groups: Tensor | None, num_groups: int
+) -> tuple[Tensor, Tensor]:
+    """``sums`` in operations that compose with everything; holds all phases at once."""
+    with torch.autocast(x.device.type, enabled=False):
+        theta = torch.matmul(x, t.transpose(1, 2))  # (B, N, F)
+        cos, sin = torch.cos(theta), torch.sin(theta)
+    if weights is not None:
+        cos, sin = cos * weights.unsqueeze(2), sin * weights.unsqueeze(2)
+    if groups is None:
+        return cos.sum(1, keepdim=True), sin.sum(1, keepdim=True)
+    zeros = cos.new_zeros(cos.shape[0], num_groups, cos.shape[2])
+    index = groups.unsqueeze(2).expand_as(cos)
+    return zeros.scatter_add(1, index, cos), zeros.scatter_add(1, index, sin)
 
 
 def _is_batched(grad: Tensor) -> bool:
@@ -128,8 +153,14 @@ def cf_sums_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for ``x``, ``t`` and ``weights``; an empty tensor where not needed."""
     pieces = [kept] if kept.numel() > 0 else []
-    return _phases.backward(
+    grad_x, grad_t, grad_w = _phases.backward(
         grad_cos, grad_sin, x, t, weights, groups, pieces, chunk, need_x, need_t, need_w
+    )
+    # What is not needed may be one empty tensor twice, which an operator must not return.
+    return (
+        grad_x if need_x else x.new_empty(0),
+        grad_t if need_t else t.new_empty(0),
+        grad_w if need_w else x.new_empty(0),
     )
 
 
