@@ -73,7 +73,7 @@ def check_samples(value: object, name: str, *, part: bool = False) -> Tensor:
     if x.ndim < 2:
         hint = f"; one-dimensional samples are {name}.unsqueeze(-1)" if x.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (*, N, D), got {describe(x)}{hint}")
-    if x.shape[-1] == 0 or (x.shape[-2] == 0 and not part):
+    if x.shape[-1] == 0 or (x.shape[-2] == 0 and not part) or 0 in x.shape[:-2]:
         raise ValueError(f"{name} must hold at least one sample and one feature, got {describe(x)}")
     return x
 

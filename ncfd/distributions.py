@@ -142,7 +142,8 @@ def closed_form(distribution: Distribution, t: Tensor) -> Pair:
     rule = _find_rule(distribution)
     t = _check_frequencies(distribution, t)
     # Half precision phases are useless (relative error 2.4e-3 and more), so autocast stays outside.
-    with torch.autocast(device_type=t.device.type, enabled=False):
+    # (Tensors without values have none.)
+    with torch.autocast("cpu" if t.is_meta else t.device.type, enabled=False):
         phi = rule(distribution, t)
     return _check_result(distribution, t, phi, rule)
 
@@ -176,6 +177,8 @@ def _check_frequencies(distribution: Distribution, t: Tensor) -> Tensor:
             f"event of {type(distribution).__name__} (event shape "
             f"{tuple(distribution.event_shape)}); got {tuple(t.shape)}"
         )
+    if t.shape[-2] == 0:
+        raise ValueError(f"t must hold at least one frequency, got shape {tuple(t.shape)}")
     try:
         _result_shape(distribution, t)
     except RuntimeError:
@@ -265,8 +268,11 @@ def _mix(weights: Tensor, phi: Pair, dim: int) -> Pair:
 
 
 def _column(parameter: Tensor) -> Tensor:
-    """A parameter ``(*)`` as ``(*, 1)``, to stand against frequencies ``(*, F)``."""
-    return parameter.unsqueeze(-1)
+    """A parameter ``(*)`` as ``(*, 1)``, to stand against frequencies ``(*, F)``.
+
+    A number stays 0-dimensional: only such a tensor may be on the CPU beside others on a GPU.
+    """
+    return parameter if parameter.ndim == 0 else parameter.unsqueeze(-1)
 
 
 def _inner(t: Tensor, vector: Tensor) -> Tensor:
@@ -370,7 +376,8 @@ def _cauchy(distribution: Cauchy, t: Tensor) -> Pair:
 @register_characteristic_function(StudentT)
 def _student_t(distribution: StudentT, t: Tensor) -> Pair:
     t = t[..., 0]
-    modulus = _student_t_modulus(_column(distribution.df), _column(distribution.scale) * t)
+    df = _column(distribution.df).to(t.device)
+    modulus = _student_t_modulus(df, _column(distribution.scale) * t)
     phase = _column(distribution.loc) * t
     return modulus * phase.cos(), modulus * phase.sin()
 

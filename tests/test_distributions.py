@@ -588,6 +588,32 @@ def test_a_faulty_rule_is_named(
         closed_form(Dirac(torch.zeros(3)), torch.zeros(5, 3))
 
 
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Normal(0.0, 1.0),
+        Uniform(0.0, 1.0),
+        Laplace(0.0, 1.0),
+        Exponential(1.0),
+        Gamma(1.0, 2.0),
+        Chi2(3.0),
+        Cauchy(0.0, 1.0),
+        StudentT(3.0),
+        Bernoulli(0.3),
+        Binomial(5, 0.3),
+        Poisson(2.0),
+        TransformedDistribution(Normal(0.0, 1.0), AffineTransform(1.0, 2.0)),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+def test_numbers_as_parameters_go_with_any_device(distribution: Distribution) -> None:
+    # The device without values stands for a GPU: it refuses the same mixtures of devices.
+    re, im = closed_form(distribution, torch.ones(4, 1, device="meta"))
+    assert re.is_meta
+    assert im.is_meta
+    assert re.shape == im.shape == (4,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_frequencies_compute_in_float32(dtype: torch.dtype) -> None:
     t = torch.randn(5, 3).to(dtype)

@@ -79,6 +79,7 @@ TWISTS: dict[str, Callable[[Tensor], Any]] = {
     "transposed": lambda v: v.movedim(-1, 0),
     "in a batch of one": lambda v: v.unsqueeze(0),
     "in a batch": lambda v: v.expand(B, *v.shape),
+    "in no batch": lambda v: v.expand(0, *v.shape),
     "in two batches": lambda v: v.expand(B, 1, *v.shape),
     "in columns": lambda v: v.unsqueeze(-1),
     "first entry": lambda v: v[0],
@@ -102,9 +103,9 @@ TWISTS: dict[str, Callable[[Tensor], Any]] = {
     "half complex": lambda v: v.to(torch.complex32),
     "bool": lambda v: v.bool(),
     "elsewhere": lambda v: v.detach().to("meta"),
-    "sparse": lambda v: v.to_sparse(),
-    "array": lambda v: v.detach().numpy(),
-    "list": lambda v: v.tolist(),
+    "sparse": lambda v: v if v.is_meta else v.to_sparse(),
+    "array": lambda v: np.ones(v.shape) if v.is_meta else v.detach().numpy(),
+    "list": lambda v: [1.0] * len(v) if v.is_meta else v.tolist(),
     "zeros": lambda v: v * 0,
     "negative": lambda v: -v.abs() - 1 if not v.is_complex() else -v,
     "large": lambda v: v * 1000,
@@ -147,7 +148,7 @@ def is_real(v: object) -> bool:
 
 
 def is_samples(x: object) -> bool:
-    return is_real(x) and x.ndim >= 2 and 0 not in x.shape[-2:]
+    return is_real(x) and x.ndim >= 2 and 0 not in x.shape
 
 
 def is_frequencies(t: object, x: Tensor) -> bool:
@@ -578,6 +579,9 @@ CASES = {
     "characteristic_function, distribution": phi_case(
         x=MultivariateNormal(torch.zeros(D), torch.eye(D))
     ),
+    "characteristic_function, without values": phi_case(
+        x=Normal(0.0, 1.0), t=normal(F, 1).to("meta")
+    ),
     "closed_form": Case(
         distributions.closed_form,
         lambda: {"distribution": Normal(torch.zeros(B), torch.ones(B)), "t": normal(B, F, 1)},
@@ -624,6 +628,9 @@ CASES = {
     "ncfd_loss": loss_case(),
     "ncfd_loss, amplitude": loss_case(alpha=1.0, chunk_size=2),
     "ncfd_loss, weights": loss_case(**WEIGHTS, **UNBIASED),
+    "ncfd_loss, without values": loss_case(
+        x=normal(N, D).to("meta"), y=normal(M, D).to("meta"), t=normal(F, D).to("meta")
+    ),
     "ncfd_loss, groups": loss_case(**LABELS),
     "ncfd_loss, groups and weights": loss_case(**LABELS, **WEIGHTS, reduction="none"),
     "ncfd_loss, batch": loss_case(**BATCH, t=normal(B, F, D)),
@@ -634,6 +641,9 @@ CASES = {
     "ncfd_loss, distribution": loss_case(x=MultivariateNormal(torch.zeros(D), torch.eye(D))),
     "gaussian_ncfd": gaussian_case(),
     "gaussian_ncfd, mixture": gaussian_case(**WEIGHTS, scale=torch.ones(2, D), unbiased=True),
+    "gaussian_ncfd, without values": gaussian_case(
+        x=normal(N, D).to("meta"), y=normal(M, D).to("meta")
+    ),
     "gaussian_ncfd, groups": gaussian_case(**LABELS, scale=torch.ones(D), chunk_size=2),
     "gaussian_ncfd, batch": gaussian_case(**BATCH),
     "NCFDLoss": module_case(sampler=ncfd.GaussianFrequencies(D, F, learnable=True)),
@@ -692,6 +702,7 @@ CASES = {
             "seed": 0,
         },
         metric_shape,
+        ("generator",),  # a sampler in place of a feature extractor
     ),
 }
 

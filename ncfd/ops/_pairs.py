@@ -15,6 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from ncfd.ops._budget import BUDGET
 
 
+def _full_precision(x: Tensor) -> torch.autocast:
+    # Tensors without values have no autocast to turn off, and no name for it.
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 class _FullProduct(torch.autograd.Function):
     """``a @ b`` in the inputs' own precision, in the backward too, whatever autocast says there."""
 
@@ -22,7 +27,7 @@ class _FullProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        with torch.autocast(a.device.type, enabled=False):
+        with _full_precision(a):
             return torch.bmm(a, b)
 
     @staticmethod
@@ -72,7 +77,7 @@ def kernel_sums(
     batch, rows, _ = x.shape
     pairs = batch * y.shape[1] * x.element_size() * scale.shape[0]
     chunk = chunk_size if chunk_size is not None else max(1, BUDGET["pairs"] // max(pairs, 1))
-    with torch.autocast(x.device.type, enabled=False):
+    with _full_precision(x):
         if rows <= chunk:
             return _block(x, y, w_x, w_y, scale)
         total = x.new_zeros(batch)
