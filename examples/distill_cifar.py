@@ -250,7 +250,7 @@ def distill(
             # Each player its own step.
             image_optimizer.step()
             if sampler_optimizer is not None:
-                logged["gradient/sampler"] = nn.utils.get_total_norm(slopes)
+                logged["gradient/sampler"] = torch.stack([v.norm() for v in slopes]).norm()
                 sampler_optimizer.step()
             with torch.no_grad():
                 images.clamp_(0, 1)
