@@ -56,7 +56,7 @@ from distillation.options import Config
 from distillation.probe import Probe, probe_interval
 from distillation.randomness import generator, repeatable
 from distillation.zoo import Zoo, load_zoo, save_zoo, train_zoo
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
