@@ -40,7 +40,7 @@ def sums(
         x.requires_grad or t.requires_grad or (weights is not None and weights.requires_grad)
     )
     keep = chunk_size is None and wants_grad and _phases.keeps_phases(x, t)
-    if torch.compiler.is_compiling() and _graph_transforms():
+    if torch.compiler.is_compiling() and _TRACES_DEPTH and _graph_transforms():
         # Dynamo refuses the Function and torch.func the operator: plain operations for both.
         return _plain_sums(x, t, weights, groups, num_groups)
     # Three doors to the same rules. Graphs take the operator (dynamo refuses a Function whose
@@ -63,6 +63,11 @@ def sums(
 def _transforming() -> bool:
     """Inside a ``torch.func`` transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# Older dynamos break the graph at the depth (2.5 does; between the two it was not tried): there
+# compiled ``torch.func`` transforms stay refused, and all else compiles.
+_TRACES_DEPTH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 
 
 def _graph_transforms() -> bool:
