@@ -36,8 +36,10 @@ class NCFDLoss(nn.Module):
         process_group: processes whose parts make up the batch, as in
             :func:`ncfd.functional.ncfd_loss`. All draw the same frequencies: a ``sampler`` that
             takes a ``generator`` is called with one that is in step on all processes, seeded in the
-            first ``forward`` from the first process's default generator. Wrap the sampler, or this
-            module, in ``DistributedDataParallel`` like the network.
+            first ``forward`` from the first process's default generator; that generator is not in
+            the ``state_dict``. Wrap the sampler, or this module, in ``DistributedDataParallel``
+            like the network. Build the loss after ``init_process_group``: before it,
+            ``torch.distributed.group.WORLD`` is None, which means no communication.
 
     Raises:
         TypeError: an option of the wrong type.

@@ -354,9 +354,10 @@ def dtensors(rank: int, world: int) -> dict[str, str]:
         k: distribute_tensor(v, mesh, [Shard(0)]) for k, v in {"x": x, "y": y, "t": t}.items()
     }
     labels = distribute_tensor(torch.zeros(4 * world, dtype=torch.int64), mesh, [Shard(0)])
+    weights = distribute_tensor(torch.ones(4 * world), mesh, [Shard(0)])
     groups = {"x_groups": labels, "y_groups": labels.to_local(), "num_groups": 1}
     calls = {k: {"x": x, "y": y, "t": t} | {k: v} for k, v in sharded.items()}
-    calls["x_weights"] = {"x": x, "y": y, "t": t, "x_weights": sharded["x"][:, 0]}
+    calls["x_weights"] = {"x": x, "y": y, "t": t, "x_weights": weights}
     calls["x_groups"] = {"x": x, "y": y[:4], "t": t} | groups
     messages = {}
     for name, arguments in calls.items():

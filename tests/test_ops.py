@@ -106,6 +106,24 @@ def test_cutting_into_blocks_changes_nothing(
 
 
 @every_shape
+def test_a_budget_changed_before_the_backward_does_not_matter(
+    kind: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = inputs(**kind)
+    leaves = [v.requires_grad_() for v in arguments[:3] if v is not None]
+    gradients = []
+    for later in (2 * F * 8, 3 * F * 8):
+        monkeypatch.setitem(ops.BUDGET, "block_small_dim", F * 8)
+        monkeypatch.setitem(ops.BUDGET, "piece", 2 * F * 8)
+        pair = ops.sums(*arguments)
+        monkeypatch.setitem(ops.BUDGET, "piece", later)
+        total = pair[0].square().sum() + pair[1].sum()
+        gradients.append(torch.autograd.grad(total, leaves))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@every_shape
 @pytest.mark.parametrize("bytes_of_a_block", [32, 2**20])
 def test_both_forms_of_a_phase_give_the_same(
     kind: dict, bytes_of_a_block: int, monkeypatch: pytest.MonkeyPatch

@@ -208,26 +208,12 @@ class Matching(nn.Module):
         for sampler in self.samplers:
             sampler.factor = factor
 
-    def forward(
-        self,
-        real: Tensor,
-        synthetic: Tensor,
-        *,
-        real_groups: Tensor,
-        synthetic_groups: Tensor,
-        num_groups: int,
-    ) -> Tensor:
+    def forward(self, real: Tensor, synthetic: Tensor, **groups: Tensor | int) -> Tensor:
         # Side by side as the network gives them: the last layer last.
         sizes = self.dims[::-1]
         layers = zip(real.split(sizes, 1), synthetic.split(sizes, 1), strict=True)
         values = [
-            criterion(
-                x,
-                y,
-                real_groups=real_groups,
-                synthetic_groups=synthetic_groups,
-                num_groups=num_groups,
-            ).mean(1)
+            criterion(x, y, **groups).mean(1)
             for criterion, (x, y) in zip(self.criteria, reversed(list(layers)), strict=True)
         ]
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)

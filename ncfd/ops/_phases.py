@@ -65,6 +65,20 @@ def _pieces(x: Tensor, t: Tensor, split: bool) -> list[Block]:
     return [(slice(0, batch), slice(0, rows))]
 
 
+def _places(kept: Sequence[Tensor], x: Tensor) -> Iterator[Block]:
+    """Where the kept pieces lie in ``x``: by their own sizes, as ``BUDGET`` may have changed."""
+    batch, rows, _ = x.shape
+    if len(kept) == 0:
+        yield slice(0, batch), slice(0, rows)
+    b = n = 0
+    for piece in kept:
+        count, length = piece.shape[:2]
+        yield slice(b, b + count), slice(n, n + length)
+        n += length
+        if n == rows:
+            b, n = b + count, 0
+
+
 def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
     # Under autocast the product would run in half precision: phases would be 0.2 % wrong.
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
@@ -249,7 +263,7 @@ def backward(
         grad_w = x.new_empty((batch, rows) if need_w else (0,))
         held = spare = x.new_empty(0)
         filled = False  # grad_t is as large as t: its first block writes, the others add
-        for k, (pb, pn) in enumerate(_pieces(x, t, len(kept) > 1)):
+        for k, (pb, pn) in enumerate(_places(kept, x)):
             piece = x[pb, pn]
             for b, n in _blocks(piece.shape[0], piece.shape[1], limit):
                 tb = t if shared else t[pb][b]
