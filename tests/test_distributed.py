@@ -373,9 +373,12 @@ def dtensors(rank: int, world: int) -> dict[str, str]:
 
 
 @case
-def fully_sharded(rank: int, world: int) -> list[Tensor]:
+def fully_sharded(rank: int, world: int) -> list[Tensor] | None:
     # FSDP2 averages gradients too, and its features are plain tensors.
-    from torch.distributed.fsdp import fully_shard
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:  # torch 2.5 has it elsewhere, and for CUDA only
+        return None
 
     net = network()
     fully_shard(net, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (world,)))
@@ -685,7 +688,7 @@ def test_without_processes_there_is_no_group() -> None:
     with pytest.raises(TypeError, match="process_group must be a"):
         NCFDLoss(t, process_group="gloo")
     # A group that has outlived its processes.
-    group = dist.ProcessGroup(dist.HashStore(), 0, 1)
+    group = dist.ProcessGroup(0, 1)
     with pytest.raises(ValueError, match=r"process_group needs torch\.distributed.*init_process"):
         ncfd_loss(x, y, t, process_group=group)
 
@@ -720,6 +723,8 @@ def test_fully_sharded_parameters(launched: Launched) -> None:
     net = network()
     x, y = inputs("root")
     ncfd_loss(net(x), net(y), normal(13, F, D)).backward()
+    if launched[1][0]["fully_sharded"] is None:
+        pytest.skip("this torch has no FSDP2 for the CPU")
     for result in launched[1]:
         for gradient, p in zip(result["fully_sharded"], net.parameters(), strict=True):
             close(gradient, p.grad, 1e-8)
