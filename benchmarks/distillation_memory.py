@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
+# E402: the examples are found through the path above only.
 import distill_cifar  # noqa: E402
 import torch  # noqa: E402
 from distillation import chunks, formation, memory, networks, options, report, zoo  # noqa: E402

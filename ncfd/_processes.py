@@ -82,6 +82,7 @@ def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
+            # Torch's own `disable` is without annotations.
             eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
             return eager(*args, **kwargs)
         return function(*args, **kwargs)

@@ -178,6 +178,7 @@ class NCFDLoss(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules stored by earlier versions know no processes.
+        # Torch's own `__setstate__` is without annotations.
         super().__setstate__({"process_group": None, "_generator": None} | state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:

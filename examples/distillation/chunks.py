@@ -143,7 +143,7 @@ def _trial(config: Config, data: Data, network: Any, zoo: Zoo) -> tuple[float, f
         return x
 
     held: list[Tensor] = []
-    identity: Callable[[Tensor], Tensor] = lambda x: x  # noqa: E731
+    identity: Callable[[Tensor], Tensor] = lambda x: x  # noqa: E731 - a `def` says no more
     shape = (1, data.channels, data.size, data.size)
     stored = torch.full(shape, 0.5, device=data.device, requires_grad=True)
     drawn = augmentation.draw(1, augmentation.MATCHING, data.size, generator(0, "trial"))

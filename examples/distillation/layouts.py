@@ -159,7 +159,7 @@ def _image_files(folder: Path) -> list[Path]:
         for inner, _, names in os.walk(folder, followlinks=True)
         for name in names
         # Copying to some systems leaves a hidden `._name.jpg` beside each file.
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122
+        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122 - likewise
     ]
     return [Path(path) for path in sorted(found)]
 

@@ -82,7 +82,7 @@ def read_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
 def read_soft_labels(path: Path | str) -> Tensor | None:
     """Return the probabilities (N·ρ², C) stored for the decoded images, if any."""
     with safe_open(path, "pt") as file:
-        return file.get_tensor("soft_labels") if "soft_labels" in file.keys() else None  # noqa: SIM118
+        return file.get_tensor("soft_labels") if "soft_labels" in file.keys() else None  # noqa: SIM118 - no `in`
 
 
 def load_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
