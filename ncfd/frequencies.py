@@ -119,6 +119,10 @@ class FrequencySampler(_Frequencies):
             least 16 (a narrow layer norm leaves nothing to mix) and at most 256.
         method: ``"random"`` or ``"orthogonal"`` draws of ε (blocks of D orthogonal rows with
             chi-distributed lengths, before scaling).
+        fixed_norm: hold the root mean square of every component's scales over the coordinates at
+            that of ``scale``. ψ then chooses coordinates only: it cannot raise the loss by leaving
+            for higher frequencies, where finite samples always differ. A single scale may be up to
+            ``max_ratio²`` times its start.
 
     Returns (of ``forward(generator=None)``):
         ``(F, D)`` on the module's device, differentiable in the network's parameters. A CPU
@@ -147,8 +151,12 @@ class FrequencySampler(_Frequencies):
         max_ratio: float = 4.0,
         hidden_dim: int | None = None,
         method: str = "random",
+        fixed_norm: bool = False,
     ) -> None:
         super().__init__(dim, num_frequencies, max_ratio)
+        self.fixed_norm = check.check_flag(fixed_norm, "fixed_norm")
+        if self.fixed_norm and self.dim == 1:
+            raise ValueError("fixed_norm needs dim >= 2, got dim=1: nothing would be left to learn")
         if num_components is None:
             num_components = -(-self.num_frequencies // 16)
         self.num_components = check.check_count(num_components, "num_components")
@@ -183,7 +191,13 @@ class FrequencySampler(_Frequencies):
         noise = _draw("normal", (self.num_components, self.hidden_dim), weight, generator)
         # In float32 at least: frequencies in half precision would make phases 0.2 % wrong.
         with torch.autocast(weight.device.type, enabled=False):
-            return self._bounded(self.network(noise.to(weight.dtype)))
+            scales = self._bounded(self.network(noise.to(weight.dtype)))
+            if not self.fixed_norm:
+                return scales
+            # Relative to the largest, so that squares stay in range.
+            largest = self.base_scale.max()
+            wanted = (self.base_scale / largest).square().mean().sqrt()
+            return scales * (wanted / (scales / largest).square().mean(1, keepdim=True).sqrt())
 
     def forward(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``(F, D)`` frequencies."""
@@ -199,7 +213,7 @@ class FrequencySampler(_Frequencies):
         return (
             f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
             f"num_components={self.num_components}, max_ratio={self.max_ratio:g}, "
-            f"method={self.method!r}"
+            f"method={self.method!r}, fixed_norm={self.fixed_norm}"
         )
 
 

@@ -375,6 +375,33 @@ def test_mixture_scales_stay_within_the_ratio(spread: float) -> None:
         assert sampler(seeded()).isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e30])
+def test_held_norm_leaves_only_the_choice_of_coordinates(size: float) -> None:
+    base = size * torch.tensor([1.0, 2.0, 5.0])
+    sampler = stir(FrequencySampler(3, 64, scale=base, max_ratio=4.0, fixed_norm=True), 1.0)
+    relative = (sampler.scales(seeded()) / size).double()
+    # 10 = (1 + 4 + 25) / 3; float32 rounds each of a few operations.
+    np.testing.assert_allclose(relative.square().mean(1).detach(), 10.0, rtol=1e-5)
+    assert (relative.std(0) > 0.01 * relative.mean(0)).all()  # yet no two components are alike
+    assert (relative <= 16 * base / size).all()
+
+
+def test_held_norm_starts_at_the_scale_and_climbs() -> None:
+    x, y = normal(19, 200, 4, dtype=torch.float32), normal(20, 200, 4, dtype=torch.float32)
+    y[:, 2] *= 2  # the sets differ in one coordinate
+    sampler = FrequencySampler(4, 512, scale=0.5, fixed_norm=True)
+    torch.testing.assert_close(sampler.scales(seeded()), torch.full((32, 4), 0.5))
+    optimizer = torch.optim.Adam(sampler.parameters(), lr=0.01, maximize=True)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = ncfd_loss(x, y, sampler(seeded()), squared=True)
+        loss.backward()
+        optimizer.step()
+    means = sampler.scales(seeded()).mean(0)
+    assert means[2] > 0.7  # of at most 1, if the norm is held
+    assert max(means[0], means[1], means[3]) < 0.45
+
+
 def test_mixture_is_normal_given_its_scales() -> None:
     # One component of known scale: what is left after dividing by it is a standard normal.
     sampler = stir(FrequencySampler(3, 4096, num_components=1))
@@ -421,5 +448,7 @@ def test_mixture_options() -> None:
         FrequencySampler(3, 8, hidden_dim=0)
     with pytest.raises(ValueError, match=r"method.*sobol"):
         FrequencySampler(3, 8, method="sobol")
+    with pytest.raises(ValueError, match=r"fixed_norm.*dim=1"):
+        FrequencySampler(1, 8, fixed_norm=True)
     with pytest.raises(ValueError, match=r"\bdf\b.*0"):
         StudentTFrequencies(3, 8, df=0.0)

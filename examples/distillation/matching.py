@@ -261,7 +261,12 @@ def _law(config: Config, dim: int) -> nn.Module:
         # The closed form uses the scales only, and costs the same again for each of them.
         components = min(4, count) if config.method == "ncfm-exact" else None
         return ncfd.FrequencySampler(
-            dim, count, num_components=components, method=config.frequency_draw, **bounds
+            dim,
+            count,
+            num_components=components,
+            method=config.frequency_draw,
+            fixed_norm=config.fixed_norm,
+            **bounds,
         )
     if config.sampler == "direct":
         return NetworkFrequencies(dim, count, **bounds)

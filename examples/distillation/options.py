@@ -89,6 +89,7 @@ class Config:
     sampler: str | None = "mixture"  # one of SAMPLERS, None for a method without frequencies
     frequency_draw: str = "random"  # one of DRAWS
     frequency_schedule: str = "constant"  # one of SCHEDULES
+    fixed_norm: bool = False  # of ψ's scales over the coordinates
     soft_labels: bool = False
     fine_tune: bool = False
     layers: int = 1  # last blocks whose features are matched
@@ -233,6 +234,11 @@ def parser() -> argparse.ArgumentParser:
         choices=SCHEDULES,
         default="constant",
         help="rising: from a quarter of --scale to all of it; default: %(default)s",
+    )
+    add(
+        "--fixed-norm",
+        action="store_true",
+        help="hold the mean scale of ψ's components: it chooses coordinates, not how far out",
     )
     extractors = "; ".join(f"{name}: {text}" for name, text in EXTRACTORS.items())
     add(
@@ -433,6 +439,8 @@ def _sampler(args: argparse.Namespace) -> str | None:
     if sampler is not None and sampler not in allowed:
         known = f"one of {', '.join(allowed)}" if allowed else "left out"
         raise ValueError(f"--sampler must be {known} for --method {args.method}; got {sampler}")
+    if args.fixed_norm and sampler != "mixture":
+        raise ValueError(f"--fixed-norm needs --sampler mixture, that is ψ; got {sampler}")
     if args.frequency_draw != "random":
         obstacle = None
         if not drawn:

@@ -323,6 +323,7 @@ def test_the_form_of_the_loss_is_the_unbiased_one_where_it_serves(arguments, los
         (["--frequency-draw", "sobol"], "--frequency-draw must be random for --sampler mixture"),
         (["--method", "mmd", "--frequency-draw", "sobol"], "which draws no frequencies"),
         (["--method", "dm", "--frequency-schedule", "rising"], "must be constant for --method dm"),
+        (["--fixed-norm", "--sampler", "normal"], "--fixed-norm needs --sampler mixture"),
         (["--layers", "3"], "--layers must be at most --depth 2"),
         (["--memory-limit-gb", "0"], "--memory-limit-gb must be a number > 0"),
     ],
