@@ -5,8 +5,8 @@
 A minmax game (NCFM). The images move so that, class by class, the characteristic function of their
 features comes close to that of real images; ψ, which proposes the frequencies at which the two are
 compared, moves the other way. One backward pass serves both: `ncfd.NCFDLoss` reverses the gradient
-on its way to ψ. The whole method is in `distill` below, from the drawing of a batch to the step of
-the optimizers; its parts lie in `distillation/`.
+on its way to ψ. The whole method is in `Game` below, from the drawing of a batch to the step of the
+optimizers; its parts lie in `distillation/`.
 
 Source: Wang et al., "Dataset Distillation with Neural Characteristic Function", CVPR 2025.
 """
@@ -50,7 +50,7 @@ from distillation.chunks import Chunk
 from distillation.comparison import Stored
 from distillation.data import Data, RealBatches, load
 from distillation.diagnosis import Diagnosis
-from distillation.history import History
+from distillation.history import History, event_writer
 from distillation.interruption import HINT, Stop, Stopped
 from distillation.options import Config
 from distillation.probe import Probe, probe_interval
@@ -58,7 +58,6 @@ from distillation.randomness import generator, repeatable
 from distillation.zoo import Zoo, load_zoo, save_zoo, train_zoo
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 #: The loss of every class is multiplied by this. Adam hardly minds: it keeps small gradients well
@@ -78,6 +77,182 @@ class Distilled:
     diagnosis: Diagnosis | None  # None for a method without frequencies
 
 
+class Game:
+    """Both players, and what they move by.
+
+    Args:
+        config: the options.
+        data: the training part is used.
+        network: the architecture of the extractor.
+        zoo: its members.
+        images: (C·ipc, channels, H, W) in [0, 1], the packed real images to start from.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        network: networks.ConvNet,
+        zoo: Zoo,
+        images: Tensor,
+    ) -> None:
+        self.config, self.data, self.network, self.zoo = config, data, network, zoo
+        C = data.num_classes
+        digits = config.dataset == "digits"
+        strategy = augmentation.MATCHING
+        self.strategy = augmentation.for_digits(strategy) if digits else strategy
+
+        # The first player: the images. The published rate belongs to one optimizer step after every
+        # class, with zero gradient for the images of the others. Adam's second moment is then the
+        # mean of C - 1 zeros and one square, which lets every step go √C times as far. One step for
+        # all classes together needs that factor in the rate.
+        self.images = images.clone().requires_grad_()
+        self.images.grad = torch.zeros_like(self.images)
+        self.image_optimizer = torch.optim.AdamW(
+            [self.images], lr=config.lr_image * math.sqrt(C), weight_decay=5e-4
+        )
+        # Its rate is set at each step.
+        self.calibration_optimizer = torch.optim.AdamW([self.images], weight_decay=0.0)
+
+        # The second player: ψ. An ordinary optimizer; the reversed gradient makes it climb.
+        dims = network.features[: -config.layers - 1 : -1]
+        self.criterion = matching.make_matching(config, dims)
+        self.sampler_weights = list(self.criterion.parameters())
+        self.sampler_optimizer = None
+        if self.sampler_weights:
+            self.sampler_optimizer = torch.optim.AdamW(self.sampler_weights, lr=config.sampler_lr)
+
+        # Every use of chance has a stream of its own.
+        self.batches = RealBatches(data, config.batch_real, generator(config.seed, "real batches"))
+        self.streams = {
+            name: generator(config.seed, name) for name in ("extractor", "augmentation")
+        }
+        self.streams["real batches"] = self.batches.generator
+        for layer, sampler in enumerate(self.criterion.samplers):
+            self.streams[f"frequencies {layer}"] = sampler.generator
+
+        # Several processes share the classes. Under a memory limit they take turns.
+        processes.require_at_most(C, "number of classes")
+        needs = chunks.estimate(config, data, network, zoo)
+        at_once = needs.at_once(C, config.memory_limit_gb)
+        self.parts = chunks.chunks(processes.share(range(C)), at_once, config.ipc)
+
+    def synthetic_images(self, part: Chunk, params: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the stored images of some classes as a leaf, all they hold, and its labels."""
+        factor = self.config.factor
+        stored = self.images.detach()[part.rows].requires_grad_()
+        decoded = self.data.normalise(formation.decode(stored, factor))
+        groups = part.labels(self.config.ipc * factor**2, self.data.device)
+        return stored, augmentation.augment(decoded, params, part.first + groups), groups
+
+    def iterate(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Move both players once. Returns what to log, and the loss of each class (C,)."""
+        config, data, images, parts = self.config, self.data, self.images, self.parts
+        device, C = data.device, data.num_classes
+        assert images.grad is not None
+
+        # Chance decides for all classes together, so that the numbers do not depend on how many of
+        # them are handled at a time. Siamese augmentation: one draw for each class, shared by its
+        # real and its synthetic images. The extractor: one member of the zoo, somewhere between its
+        # untrained and its trained state.
+        picks = self.batches.choose()
+        params = augmentation.draw(C, self.strategy, data.size, self.streams["augmentation"])
+        params = augmentation.to(params, device)
+        member = int(torch.randint(len(self.zoo), (), generator=self.streams["extractor"]))
+        beta = torch.rand((), generator=self.streams["extractor"]).item()
+        beta = {"hybrid": beta, "random": 1.0, "trained": 0.0}[config.extractor]
+        weights = self.zoo.blend(member, beta)
+
+        # The loss of each class, mean over the frequencies. One backward pass for both players.
+        images.grad.zero_()
+        self.criterion.zero_grad()
+        self.criterion.mark()
+        per_class = torch.zeros(C, device=device)
+        for part in parts:
+            self.criterion.rewind()
+            real, real_groups = self.batches.fetch(picks[part.classes])
+            real = augmentation.augment(real, params, part.first + real_groups)
+            real_features, _ = networks.run_in_chunks(self.network, weights, real, config.layers)
+            stored, synthetic, groups = self.synthetic_images(part, params)
+            synthetic_features, _ = networks.run(self.network, weights, synthetic, config.layers)
+            losses = self.criterion(
+                real_features,
+                synthetic_features,
+                real_groups=real_groups,
+                synthetic_groups=groups,
+                num_groups=len(part),
+            )
+            (LOSS_SCALE * losses.sum()).backward()
+            images.grad[part.rows] = stored.grad
+            per_class[part.classes] = losses.detach()
+        slopes = [p.grad for p in self.sampler_weights if p.grad is not None]
+        processes.add_up(images.grad, per_class, *slopes)
+        logged = {"loss/matching": per_class.mean(), "gradient/images": images.grad.norm()}
+
+        # Each player its own step.
+        self.image_optimizer.step()
+        if self.sampler_optimizer is not None:
+            logged["gradient/sampler"] = torch.stack([v.norm() for v in slopes]).norm()
+            self.sampler_optimizer.step()
+        with torch.no_grad():
+            images.clamp_(0, 1)
+        if config.calibration:
+            logged["loss/calibration"] = self._calibrate(member, params)
+        return logged, per_class
+
+    def _calibrate(self, member: int, params: Draw) -> Tensor:
+        """Let the trained member recognise the classes, too. Returns the cross-entropy.
+
+        A step of its own, since Adam's steps do not depend on how large a loss is: so the balance
+        is the same for every method, whatever the unit of what it matches.
+        """
+        images, C = self.images, self.data.num_classes
+        assert images.grad is not None
+        weights = self.zoo.blend(member, 0.0)
+        total = torch.zeros((), device=self.data.device)
+        images.grad.zero_()
+        for part in self.parts:
+            stored, synthetic, groups = self.synthetic_images(part, params)
+            _, logits = networks.run(self.network, weights, synthetic)
+            cross_entropy = F.cross_entropy(logits, part.first + groups) * (len(part) / C)
+            cross_entropy.backward()
+            images.grad[part.rows] = stored.grad
+            total += cross_entropy.detach()
+        processes.add_up(images.grad, total)
+        rate = self.image_optimizer.param_groups[0]["lr"]
+        self.calibration_optimizer.param_groups[0]["lr"] = self.config.calibration * rate
+        self.calibration_optimizer.step()
+        with torch.no_grad():
+            images.clamp_(0, 1)
+        return total
+
+    def _stateful(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "image_optimizer": self.image_optimizer,
+            "calibration_optimizer": self.calibration_optimizer,
+            "criterion": self.criterion,
+            "batches": self.batches,
+        }
+        if self.sampler_optimizer is not None:
+            parts["sampler_optimizer"] = self.sampler_optimizer
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images": self.images.detach(),
+            **{name: part.state_dict() for name, part in self._stateful().items()},
+            "streams": {name: stream.get_state() for name, stream in self.streams.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.images.copy_(state["images"])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        for name, stream in self.streams.items():
+            stream.set_state(state["streams"][name])
+
+
 def distill(
     config: Config,
     data: Data,
@@ -93,70 +268,16 @@ def distill(
     A `stop` that has received a signal ends it after an iteration, once that is saved.
     """
     stop = stop or Stop()
-    device, C = data.device, data.num_classes
-    digits = config.dataset == "digits"
-    strategy = augmentation.MATCHING
-    strategy = augmentation.for_digits(strategy) if digits else strategy
-
-    # The first player: the images. The published rate belongs to one optimizer step after every
-    # class, with zero gradient for the images of the others. Adam's second moment is then the mean
-    # of C - 1 zeros and one square, which lets every step go √C times as far. One step for all
-    # classes together needs that factor in the rate.
-    initial_images = images
-    images = images.clone().requires_grad_()
-    images.grad = torch.zeros_like(images)
-    image_optimizer = torch.optim.AdamW(
-        [images], lr=config.lr_image * math.sqrt(C), weight_decay=5e-4
-    )
-    calibration_optimizer = torch.optim.AdamW([images], weight_decay=0.0)  # rate: see the loop
+    game = Game(config, data, network, zoo, images)
+    probe = Probe(config, data, network, zoo, images, game.criterion, game.parts)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        image_optimizer,
+        game.image_optimizer,
         factor=0.5,
         patience=max(1, config.patience // probe_interval(config)),
         threshold=1e-5,
         threshold_mode="abs",  # the unbiased loss can be negative
     )
-
-    # The second player: ψ. An ordinary optimizer; the reversed gradient makes it climb.
-    dims = network.features[: -config.layers - 1 : -1]
-    criterion = matching.make_matching(config, dims)
-    sampler_weights = list(criterion.parameters())
-    sampler_optimizer = None
-    if sampler_weights:
-        sampler_optimizer = torch.optim.AdamW(sampler_weights, lr=config.sampler_lr)
-
-    # Every use of chance has a stream of its own.
-    batches = RealBatches(data, config.batch_real, generator(config.seed, "real batches"))
-    streams = {name: generator(config.seed, name) for name in ("extractor", "augmentation")}
-    streams["real batches"] = batches.generator
-    for layer, sampler in enumerate(criterion.samplers):
-        streams[f"frequencies {layer}"] = sampler.generator
-
-    processes.require_at_most(C, "number of classes")
-    # Several processes share the classes. Under a memory limit they take turns.
-    needs = chunks.estimate(config, data, network, zoo)
-    at_once = needs.at_once(C, config.memory_limit_gb)
-    parts = chunks.chunks(processes.share(range(C)), at_once, config.ipc)
-    probe = Probe(config, data, network, zoo, initial_images, criterion, parts)
-
-    def synthetic_images(part: Chunk, params: Draw) -> tuple[Tensor, Tensor, Tensor]:
-        """The stored images of some classes as a leaf, all that they hold, and its labels."""
-        stored = images.detach()[part.rows].requires_grad_()
-        decoded = data.normalise(formation.decode(stored, config.factor))
-        groups = part.labels(config.ipc * config.factor**2, device)
-        return stored, augmentation.augment(decoded, params, part.first + groups), groups
-
     history = History(data.class_names)
-    stateful: dict[str, Any] = {
-        "image_optimizer": image_optimizer,
-        "calibration_optimizer": calibration_optimizer,
-        "plateau": plateau,
-        "criterion": criterion,
-        "batches": batches,
-        "history": history,
-    }
-    if sampler_optimizer is not None:
-        stateful["sampler_optimizer"] = sampler_optimizer
     saved = Checkpoints(folder / "checkpoint.pt")
     start, seconds = 0, 0.0
     state, problem = saved.load()
@@ -164,30 +285,25 @@ def distill(
         tqdm.write(problem)
     if state is not None:
         start, seconds = state["iteration"], state["seconds"]
-        with torch.no_grad():
-            images.copy_(state["images"])
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        for name, stream in streams.items():
-            stream.set_state(state["streams"][name])
+        game.load_state_dict(state)
+        plateau.load_state_dict(state["plateau"])
+        history.load_state_dict(state["history"])
 
     def save(done: int) -> None:
         history.flush(writer)  # raises rather than save what is not finite
-        matching.require_finite(done - 1, images, criterion, data.class_names)
+        matching.require_finite(done - 1, game.images, game.criterion, data.class_names)
         if processes.rank() == 0:
             saved.save(
                 {
                     "iteration": done,
                     "seconds": time.perf_counter() - clock,
-                    "images": images.detach(),
-                    **{name: part.state_dict() for name, part in stateful.items()},
-                    "streams": {name: s.get_state() for name, s in streams.items()},
+                    "plateau": plateau.state_dict(),
+                    "history": history.state_dict(),
+                    **game.state_dict(),
                 }
             )
 
-    writer = None
-    if processes.rank() == 0:
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    writer = event_writer(folder / "tensorboard", start) if processes.rank() == 0 else None
     clock = time.perf_counter() - seconds
     bar = tqdm(
         range(start, config.iterations),
@@ -200,81 +316,16 @@ def distill(
     stop.deferred = True
     try:
         for iteration in bar:
-            criterion.set_factor(matching.frequency_factor(config, iteration))
+            game.criterion.set_factor(matching.frequency_factor(config, iteration))
 
             # Look at both players from outside, before they move.
             if iteration % probe_interval(config) == 0:
                 history.flush(writer)
-                seen = probe.measure(images.detach(), criterion)
+                seen = probe.measure(game.images.detach(), game.criterion)
                 history.add(iteration, seen, writer)
                 plateau.step(seen["probe/images"])
 
-            # Chance decides for all classes together, so that the numbers do not depend on how
-            # many of them are handled at a time. Siamese augmentation: one draw for each class,
-            # shared by its real and its synthetic images. The extractor: one member of the zoo,
-            # somewhere between its untrained and its trained state.
-            picks = batches.choose()
-            params = augmentation.draw(C, strategy, data.size, streams["augmentation"])
-            params = augmentation.to(params, device)
-            member = int(torch.randint(len(zoo), (), generator=streams["extractor"]))
-            beta = torch.rand((), generator=streams["extractor"]).item()
-            beta = {"hybrid": beta, "random": 1.0, "trained": 0.0}[config.extractor]
-            weights = zoo.blend(member, beta)
-
-            # The loss of each class, mean over the frequencies. One backward pass for both players.
-            images.grad.zero_()
-            criterion.zero_grad()
-            criterion.mark()
-            per_class = torch.zeros(C, device=device)
-            for part in parts:
-                criterion.rewind()
-                real, real_groups = batches.fetch(picks[part.classes])
-                real = augmentation.augment(real, params, part.first + real_groups)
-                real_features, _ = networks.run_in_chunks(network, weights, real, config.layers)
-                stored, synthetic, groups = synthetic_images(part, params)
-                synthetic_features, _ = networks.run(network, weights, synthetic, config.layers)
-                losses = criterion(
-                    real_features,
-                    synthetic_features,
-                    real_groups=real_groups,
-                    synthetic_groups=groups,
-                    num_groups=len(part),
-                )
-                (LOSS_SCALE * losses.sum()).backward()
-                images.grad[part.rows] = stored.grad
-                per_class[part.classes] = losses.detach()
-            slopes = [p.grad for p in sampler_weights if p.grad is not None]
-            processes.add_up(images.grad, per_class, *slopes)
-            logged = {"loss/matching": per_class.mean(), "gradient/images": images.grad.norm()}
-
-            # Each player its own step.
-            image_optimizer.step()
-            if sampler_optimizer is not None:
-                logged["gradient/sampler"] = torch.stack([v.norm() for v in slopes]).norm()
-                sampler_optimizer.step()
-            with torch.no_grad():
-                images.clamp_(0, 1)
-
-            # Calibration: the trained member should also recognise the classes. A step of its own,
-            # since Adam's steps do not depend on how large a loss is: so the balance is the same
-            # for every method, whatever the unit of what it matches.
-            if config.calibration:
-                weights = zoo.blend(member, 0.0)
-                logged["loss/calibration"] = torch.zeros((), device=device)
-                images.grad.zero_()
-                for part in parts:
-                    stored, synthetic, groups = synthetic_images(part, params)
-                    _, logits = networks.run(network, weights, synthetic)
-                    cross_entropy = F.cross_entropy(logits, part.first + groups) * (len(part) / C)
-                    cross_entropy.backward()
-                    images.grad[part.rows] = stored.grad
-                    logged["loss/calibration"] += cross_entropy.detach()
-                processes.add_up(images.grad, logged["loss/calibration"])
-                rate = image_optimizer.param_groups[0]["lr"]
-                calibration_optimizer.param_groups[0]["lr"] = config.calibration * rate
-                calibration_optimizer.step()
-                with torch.no_grad():
-                    images.clamp_(0, 1)
+            logged, per_class = game.iterate()
             history.record(iteration, logged, per_class)
 
             done = iteration + 1
@@ -300,13 +351,9 @@ def distill(
             with contextlib.suppress(OSError):  # or it would hide what went wrong before
                 writer.close()
     total_seconds = time.perf_counter() - clock
-    images = images.detach()
-    diagnosis = probe.diagnose(images, criterion)
-    return Distilled(images, labels, history, probe.floors(), total_seconds, diagnosis)
-
-
-def _probe_interval(config: Config) -> int:
-    return max(1, min(100, config.iterations // 30))
+    distilled = game.images.detach()
+    diagnosis = probe.diagnose(distilled, game.criterion)
+    return Distilled(distilled, labels, history, probe.floors(), total_seconds, diagnosis)
 
 
 def _checkpoint_interval(config: Config) -> int:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .randomness import sent
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -57,17 +59,22 @@ class Draw:
         return Draw(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
-def draw(count: int, strategy: Strategy, size: int, generator: torch.Generator) -> Draw:
-    """Draw `count` parameter sets for images of `size` pixels; on the generator's device."""
+def draw(count: int, strategy: Strategy, size: int, *generators: torch.Generator) -> Draw:
+    """Draw `count` parameter sets from each generator for images of `size` pixels, on the CPU.
+
+    Sets of one generator stay together, and do not depend on the other generators.
+    """
     s = strategy
+    # One draw for every kind, used or not: the stream stays the same when a kind is switched off.
+    # All numbers at once, since a step has time for few small operations.
+    numbers = [torch.rand(12 if s.one_of else 11, count, generator=g) for g in generators]
+    rows = iter(torch.cat(numbers, dim=1))
 
     def uniform(low: float, high: float) -> Tensor:
-        u = torch.rand(count, generator=generator, device=generator.device)
-        return low + (high - low) * u
+        return low + (high - low) * next(rows)
 
-    # One draw for every kind, used or not: the stream stays the same when a kind is switched off.
     brightness = uniform(-0.5, 0.5) * s.brightness
-    saturation = uniform(0, s.saturation) if s.saturation else torch.ones_like(uniform(0, 1))
+    saturation = uniform(0, s.saturation) if s.saturation else torch.ones_like(next(rows))
     contrast = 1 + uniform(-1, 1) * s.contrast
     # Whole pixels: a shift then copies pixels, and blurs none.
     reach = round(s.crop * size) + 0.499
@@ -111,14 +118,15 @@ def draw(count: int, strategy: Strategy, size: int, generator: torch.Generator) 
     return Draw(brightness, saturation, contrast, theta, cut)
 
 
-def cat(draws: list[Draw]) -> Draw:
-    """Join the parameter sets of several draws."""
-    return Draw(**{f.name: torch.cat([getattr(d, f.name) for d in draws]) for f in fields(Draw)})
-
-
 def to(d: Draw, device: torch.device) -> Draw:
-    """Move a draw."""
-    return Draw(**{f.name: getattr(d, f.name).to(device) for f in fields(Draw)})
+    """Move a draw, in one piece."""
+    if d.theta.device == device:
+        return d
+    values = [getattr(d, f.name) for f in fields(Draw)]
+    P = len(d.theta)
+    together = sent(torch.cat([v.reshape(P, -1) for v in values], dim=1), device)
+    parts = together.split([v[0].numel() for v in values], dim=1)
+    return Draw(*(part.reshape(v.shape) for part, v in zip(parts, values, strict=True)))
 
 
 def augment(images: Tensor, params: Draw, index: Tensor | None = None) -> Tensor:
@@ -159,20 +167,17 @@ def augment(images: Tensor, params: Draw, index: Tensor | None = None) -> Tensor
     return images.masked_fill(inside, 0.0)
 
 
-def cutmix(images: Tensor, other: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Paste one random rectangle of `other` into `images`, the same place for the whole batch.
+def cutmix_box(height: int, width: int, generator: torch.Generator) -> tuple[slice, slice, float]:
+    """Choose one random rectangle of an image for another one to be pasted into.
 
     Returns:
-        The mixed batch and the share of each image that is still its own.
+        Its rows, its columns, and the share of the image outside it.
     """
-    _, _, H, W = images.shape
     share, y, x = torch.rand(3, generator=generator).tolist()
     side = (1 - share) ** 0.5
-    top, left = int(y * H), int(x * W)
-    h, w = int(side * H / 2), int(side * W / 2)
-    rows = slice(max(top - h, 0), min(top + h, H))
-    columns = slice(max(left - w, 0), min(left + w, W))
-    mixed = images.clone()
-    mixed[:, :, rows, columns] = other[:, :, rows, columns]
+    top, left = int(y * height), int(x * width)
+    h, w = int(side * height / 2), int(side * width / 2)
+    rows = slice(max(top - h, 0), min(top + h, height))
+    columns = slice(max(left - w, 0), min(left + w, width))
     replaced = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return mixed, 1 - replaced / (H * W)
+    return rows, columns, 1 - replaced / (height * width)

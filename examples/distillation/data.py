@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import cache, imagefolder, layouts
 from .layouts import IMAGENET_SUBSETS
-from .randomness import generator
+from .randomness import generator, sent
 
 FOLDERS = ("imagefolder", "tinyimagenet", *IMAGENET_SUBSETS)
 DATASETS = ("digits", "cifar10", "cifar100", *FOLDERS)
@@ -266,9 +266,9 @@ class RealBatches:
 
         Labels count the entries of `picks`.
         """
-        chosen = torch.cat(picks).to(self.data.device)
         counts = torch.tensor([len(pick) for pick in picks])
-        labels = torch.repeat_interleave(torch.arange(len(picks)), counts).to(self.data.device)
+        labels = torch.repeat_interleave(torch.arange(len(picks)), counts)
+        chosen, labels = sent(torch.stack([torch.cat(picks), labels]), self.data.device)
         return self.data.normalise(self.data.train_images[chosen]), labels
 
     def draw(self) -> tuple[Tensor, Tensor]:

@@ -68,8 +68,7 @@ def evaluate(
     done: list[Run] = []
     if file is not None and file.exists():
         done = [Run(**run) for run in checkpoint.load(file)["runs"]]
-    at_once = 1 if data.device.type == "cpu" else min(runs, 5)
-    together = at_once * processes.size()
+    together = training.side_by_side(data) * processes.size()
     with tqdm(
         total=runs * epochs,
         initial=len(done) * epochs,
@@ -85,7 +84,7 @@ def evaluate(
             def after_epoch(
                 epoch: int,
                 weights: Weights,
-                loss: float,
+                loss: Tensor,
                 curves: list[list[list[float]]] = curves,
             ) -> None:
                 if epoch in looks:
@@ -95,7 +94,9 @@ def evaluate(
                         held = (data.validation_images, data.validation_labels)
                         scores = [training.accuracy(network, one, data, *p) for p in (test, held)]
                         curve.append([float(epoch), *scores])
-                    bar.set_postfix(loss=f"{loss:.3f}", validation=f"{curves[0][-1][2]:.1f}%")
+                    bar.set_postfix(
+                        loss=f"{loss.item():.3f}", validation=f"{curves[0][-1][2]:.1f}%"
+                    )
                 bar.update(len(curves))
 
             starts = [

@@ -1,11 +1,25 @@
 """The log of a run: numbers by name and iteration, kept in the checkpoint and in TensorBoard."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:  # the numbers are in the checkpoint and in the plots without it
+    SummaryWriter = None
+
+
+def event_writer(folder: Path, start: int) -> "SummaryWriter | None":
+    """Return what writes TensorBoard's events from iteration `start` on; None without it."""
+    if SummaryWriter is None:
+        tqdm.write("no events are written: TensorBoard is not installed")
+        return None
+    return SummaryWriter(str(folder), purge_step=start)
 
 
 class History:
@@ -23,7 +37,7 @@ class History:
         """Keep scalars of an iteration, and the loss of each class (C,) to check it."""
         self.pending.append((iteration, values, per_class))
 
-    def flush(self, writer: SummaryWriter | None = None) -> None:
+    def flush(self, writer: "SummaryWriter | None" = None) -> None:
         """Move what is pending into the series.
 
         Raises:
@@ -48,7 +62,7 @@ class History:
             self.add(iteration, {name: next(numbers) for name in values}, writer)
 
     def add(
-        self, iteration: int, values: dict[str, float], writer: SummaryWriter | None = None
+        self, iteration: int, values: dict[str, float], writer: "SummaryWriter | None" = None
     ) -> None:
         """Append numbers."""
         for name, value in values.items():

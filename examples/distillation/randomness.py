@@ -1,10 +1,15 @@
-"""Random numbers: one generator for each purpose, all derived from one seed."""
+"""Random numbers: one generator for each purpose, all derived from one seed.
+
+Most are drawn on the CPU, where a seed means the same for every device, and sent where they are
+used.
+"""
 
 import contextlib
 import hashlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 
 def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:
@@ -16,6 +21,16 @@ def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -
     digest = hashlib.sha256(repr((seed, *map(str, purpose))).encode()).digest()
     # 63 bits: `manual_seed` takes a signed 64-bit number.
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Move a CPU tensor; a GPU goes on with its work meanwhile, and this process with its own.
+
+    A plain `to` waits until the GPU has done all it was asked for. From pinned memory it need not.
+    """
+    if device.type != "cuda":
+        return numbers.to(device)
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 @contextlib.contextmanager

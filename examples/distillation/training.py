@@ -10,6 +10,7 @@ from . import augmentation, networks
 from .augmentation import Strategy
 from .data import Data
 from .networks import Weights
+from .randomness import sent
 
 
 def halved_at_fifths(progress: float) -> float:
@@ -20,6 +21,13 @@ def halved_at_fifths(progress: float) -> float:
 def one_cycle(progress: float) -> float:
     """Rise for a fifth of the time, then fall to zero, both linearly: good for few epochs."""
     return min(progress / 0.2, (1 - progress) / 0.8)
+
+
+def side_by_side(data: Data) -> int:
+    """How many networks to train together: one on a CPU, on a GPU as many as keep it busy."""
+    if data.device.type == "cpu":
+        return 1
+    return max(1, 10 * 32**2 // data.size**2)  # ten batches of CIFAR, or as many pixels
 
 
 def train(
@@ -36,7 +44,7 @@ def train(
     strategy: Strategy | None,
     batch: int = 128,
     cutmix: float = 0.0,
-    after_epoch: Callable[[int, Weights, float], None] | None = None,
+    after_epoch: Callable[[int, Weights, Tensor], None] | None = None,
 ) -> Weights:
     """Train R networks on the same images, each in its own order and with its own augmentation.
 
@@ -54,7 +62,8 @@ def train(
         strategy: augmentation, one draw for each image; None for none.
         batch: images in a step.
         cutmix: probability that a step mixes two images.
-        after_epoch: called with the epoch (from 1), the weights and the mean loss of the epoch.
+        after_epoch: called with the epoch (from 1), the weights and the mean loss of the epoch (a
+            tensor on the device: reading it makes a GPU wait).
 
     Returns:
         (R, ...) trained weights.
@@ -65,7 +74,7 @@ def train(
     steps = -(-N // batch)
     for epoch in range(epochs):
         orders = torch.stack([torch.randperm(N, generator=g) for g in generators])
-        orders = orders.to(images.device)
+        orders = sent(orders, images.device)
         total = torch.zeros((), device=images.device)
         for step, index in enumerate(orders.split(batch, dim=1)):  # (R, B)
             for group in optimizer.param_groups:
@@ -73,38 +82,48 @@ def train(
             B = index.shape[1]
             x = data.normalise(images[index.flatten()])
             if strategy is not None:
-                drawn = [augmentation.draw(B, strategy, data.size, g) for g in generators]
-                params = augmentation.to(augmentation.cat(drawn), images.device)
-                x = augmentation.augment(x, params)
+                params = augmentation.draw(B, strategy, data.size, *generators)
+                x = augmentation.augment(x, augmentation.to(params, images.device))
             y = labels[index]  # (R, B)
             x = x.unflatten(0, (R, B))
-            mixes = [_mix(x[r], cutmix, g) for r, g in enumerate(generators)]
-            logits = networks.run_stacked(network, weights, torch.stack([m[0] for m in mixes]))
+            others, shares = _cutmix(x, cutmix, generators)
+            logits = networks.run_stacked(network, weights, x)
             loss = torch.zeros((), device=images.device)
-            for r, (_, other, own) in enumerate(mixes):
+            for r, own in enumerate(shares):
                 loss = loss + own * F.cross_entropy(logits[r], y[r])
                 if own < 1:
-                    loss = loss + (1 - own) * F.cross_entropy(logits[r], y[r][other])
+                    loss = loss + (1 - own) * F.cross_entropy(logits[r], y[r][others[r]])
             optimizer.zero_grad()
             loss.backward()  # the networks share nothing, so the sum trains each on its own
             optimizer.step()
             total += loss.detach() / (R * steps)
         if after_epoch is not None:
             detached = {name: w.detach() for name, w in weights.items()}
-            after_epoch(epoch + 1, detached, total.item())
+            after_epoch(epoch + 1, detached, total)
     return {name: w.detach() for name, w in weights.items()}
 
 
-def _mix(x: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Mix a batch with a shuffled copy of itself, with some probability.
+def _cutmix(
+    x: Tensor, probability: float, generators: list[torch.Generator]
+) -> tuple[Tensor, list[float]]:
+    """Mix the batches x (R, B, ...), each with itself in another order, in place.
 
-    Returns the batch, the shuffled order and each image's own share.
+    Returns the orders (R, B) and the share that every image of a batch keeps of itself: 1 for a
+    batch that is left alone.
     """
-    if not probability or torch.rand((), generator=generator).item() >= probability:
-        return x, torch.empty(0), 1.0
-    other = torch.randperm(len(x), generator=generator).to(x.device)
-    mixed, own = augmentation.cutmix(x, x[other], generator)
-    return mixed, other, own
+    R, B, _, H, W = x.shape
+    orders, shares = torch.empty(R, B, dtype=torch.int64), [1.0] * R
+    boxes = {}
+    for r, g in enumerate(generators):
+        if probability and torch.rand((), generator=g).item() < probability:
+            orders[r] = torch.randperm(B, generator=g)
+            *boxes[r], shares[r] = augmentation.cutmix_box(H, W, g)
+    if boxes:
+        orders = sent(orders, x.device)
+    for r, (rows, columns) in boxes.items():
+        box = x[r, :, :, rows, columns]
+        box.copy_(box[orders[r]])
+    return orders, shares
 
 
 def accuracy(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import augmentation, cache, checkpoint, networks, processes, training
@@ -70,7 +70,7 @@ def train_zoo(
     missing = processes.first(lambda: [k for k in range(size) if k not in trained])
     trained = {k: w for k, w in trained.items() if k not in missing}
     own = [missing[k] for k in processes.share(range(len(missing)))]
-    at_once = 1 if data.device.type == "cpu" else 5
+    at_once = training.side_by_side(data)
     with tqdm(
         total=(size - len(missing) + len(own)) * epochs,
         initial=(size - len(missing)) * epochs,
@@ -81,8 +81,8 @@ def train_zoo(
         for first in range(0, len(own), at_once):
             group = own[first : first + at_once]
 
-            def after_epoch(_: int, __: Weights, loss: float, together: int = len(group)) -> None:
-                bar.set_postfix(loss=f"{loss:.3f}")
+            def after_epoch(_: int, __: Weights, loss: Tensor, together: int = len(group)) -> None:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
                 bar.update(together)
 
             weights = training.train(

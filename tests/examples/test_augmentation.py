@@ -108,9 +108,32 @@ def test_draws_depend_on_the_generator_only():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_draws_of_several_generators_stand_side_by_side():
+    together = augmentation.draw(5, TRAINING, 16, generator(3), generator(4))
+    for k in (0, 1):
+        alone = augmentation.draw(5, TRAINING, 16, generator(3 + k))
+        part = together[torch.arange(5) + 5 * k]
+        for name in ("brightness", "saturation", "contrast", "theta", "cut"):
+            assert torch.equal(getattr(part, name), getattr(alone, name))
+
+
+def test_a_draw_moves_in_one_piece():
+    """To a device without values: shapes only, and a look at what was sent."""
+    drawn = augmentation.draw(5, TRAINING, 16, generator(3))
+    sent = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "sent", lambda x, device: sent.append(x) or x)
+        moved = augmentation.to(drawn, torch.device("meta"))
+    (whole,) = sent
+    assert whole.shape == (5, 12)
+    for name in ("brightness", "saturation", "contrast", "theta", "cut"):
+        assert torch.equal(getattr(moved, name), getattr(drawn, name))
+
+
 def test_cutmix_reports_the_share_it_left():
-    x, other = torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)
     for seed in range(20):
-        mixed, own = augmentation.cutmix(x, other, generator(seed))
-        assert mixed.mean().item() == pytest.approx(1 - own, abs=1e-6)
+        x = torch.zeros(24, 32)
+        rows, columns, own = augmentation.cutmix_box(24, 32, generator(seed))
+        x[rows, columns] = 1
+        assert x.mean().item() == pytest.approx(1 - own, abs=1e-6)
         assert 0 <= own <= 1

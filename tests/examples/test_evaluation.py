@@ -243,7 +243,7 @@ def test_no_augmentation_is_none(few, monkeypatch):
         raise AssertionError("augmented")
 
     monkeypatch.setattr(training.augmentation, "augment", never)
-    monkeypatch.setattr(training.augmentation, "cutmix", never)
+    monkeypatch.setattr(training.augmentation, "cutmix_box", never)
     network = networks.ConvNet(1, 16, 10, width=4, depth=2)
     ours = sets(few)["ours"]
     common = {"factor": 1, "epochs": 2, "runs": 1, "seed": 0, "name": "x"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import distill_cifar
 import pytest
 import torch
-from distillation import checkpoint, interruption, matching, outputs, report
+from distillation import checkpoint, history, interruption, matching, outputs, report
 from distillation.randomness import generator
 from test_method import configure, game
 
@@ -128,14 +128,14 @@ def test_a_full_disk_leaves_the_last_good_state(digits, tmp_path):
 
 def test_a_full_disk_met_by_the_curves_is_said_as_well(digits, tmp_path, monkeypatch):
     config = configure("--method", "dm", "--iterations", "20")
-    write = distill_cifar.SummaryWriter.add_scalar
+    write = history.SummaryWriter.add_scalar
 
     def full(self, name, value, iteration):
         if iteration == 13:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, name, value, iteration)
 
-    monkeypatch.setattr(distill_cifar.SummaryWriter, "add_scalar", full)
+    monkeypatch.setattr(history.SummaryWriter, "add_scalar", full)
     with pytest.raises(OSError, match=r"No space left on device; the last good state is in"):
         distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
     assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 12
