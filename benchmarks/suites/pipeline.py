@@ -1,26 +1,28 @@
 """Suite `pipeline`: the distillation step on random data of the usual shapes.
 
-The step is put together from the parts of `examples/distillation`, in the order of
-`examples/distill_cifar.py` without its logging. `step` times it whole; `parts` times its parts,
-with the one backward pass cut by hand where features and frequencies enter the loss (the same
-gradients, with the device waited for at every cut, so the parts add up to a little more).
+What is timed is `Game.iterate` of `examples/distill_cifar.py` itself. `step` times it whole;
+`parts` cuts it, by hooks from outside, where features and frequencies come and their gradients
+arrive (the device is waited for at every cut, so the parts add up to a little more). In one
+backward pass autograd goes from the loss to the frequencies, on through ψ, then through the
+network.
 
-With an accelerator also the published loop is timed: class by class, two backward passes over a
-kept graph, the released form with 4096 fixed frequencies, an optimizer step after each class.
+With an accelerator also the matching of the published code is timed: class by class, two backward
+passes over a kept graph, the released form with 4096 fixed frequencies, an optimizer step after
+each class.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import distill_cifar
 import torch
-from distillation import augmentation, formation, matching, memory, networks, options
-from distillation.data import Data, RealBatches
+from distillation import augmentation, formation, memory, networks, options
+from distillation.data import Data
 from distillation.randomness import generator
 from distillation.zoo import Zoo
 from torch import Tensor
@@ -30,7 +32,6 @@ from benchmarks.measuring import MIB, Contender, Quantiles
 from benchmarks.records import Records
 
 F = torch.nn.functional
-LOSS_SCALE = 300.0
 #: Decimal gigabytes, as in the claim for CIFAR-100 at 50 images per class.
 CAP = 2.3e9
 METHODS = {"with ψ": "ncfm", "without ψ": "ncfm-fixed"}
@@ -41,172 +42,100 @@ class Step:
 
     def __init__(self, case: cases.PipelineCase, method: str, device: torch.device) -> None:
         self.case = case
-        self.config = _config(case, method, device)
-        self.data = _random_data(case, device)
-        config, data = self.config, self.data
+        config, data = _config(case, method, device), _random_data(case, device)
         network = networks.ConvNet(3, case.size, case.classes, case.width, config.depth).to(device)
-        self.network = network
         initial, trained = (
             networks.stack(
                 [networks.initial_weights(network, generator(0, name, k)) for k in (0, 1)]
             )
             for name in ("initial", "trained")
         )
-        self.zoo = Zoo(initial, trained, [0.0, 0.0])
+        zoo = Zoo(initial, trained, [0.0, 0.0])
         stored = case.classes * case.ipc
         images = torch.rand(stored, 3, case.size, case.size, generator=generator(0, "images"))
-        self.images = images.to(device).requires_grad_()
-        self.labels = torch.arange(case.classes, device=device).repeat_interleave(case.ipc)
-        self.decoded_labels = self.labels.repeat_interleave(config.factor**2)
-        self.image_optimizer = torch.optim.AdamW(
-            [self.images], lr=config.lr_image * math.sqrt(case.classes), weight_decay=5e-4
-        )
-        self.sampler = matching.make_sampler(config, network.num_features)
-        assert self.sampler is not None
-        self.criterion = matching.make_criterion(config, self.sampler)
-        weights = list(self.criterion.parameters())
-        self.sampler_optimizer = (
-            torch.optim.AdamW(weights, lr=config.sampler_lr) if weights else None
-        )
-        self.batches = RealBatches(data, config.batch_real, generator(0, "real batches"))
-        self.streams = {name: generator(0, name) for name in ("extractor", "augmentation")}
+        self.game = distill_cifar.Game(config, data, network, zoo, images.to(device))
 
     def __call__(self) -> None:
-        real, synthetic, weights, calibrating = self._inputs()
-        real_features, _ = networks.run_in_chunks(self.network, weights, real)
-        features, _ = networks.run(self.network, weights, synthetic)
-        total = self._loss(self.criterion, real_features, features)
-        total = total + self._calibration(calibrating, synthetic)
-        self._clear()
-        total.backward()
-        self._move()
+        self.game.iterate()
 
     def parts(self) -> dict[str, float]:
         """Seconds of each part of one step."""
-        watch = _Stopwatch(self.images.device)
-        real, real_params, weights, calibrating = self._real()
-        watch.mark("real images: draw, augment")
-        real_features, _ = networks.run_in_chunks(self.network, weights, real)
-        watch.mark("real forward")
-        synthetic = self._synthetic(real_params)
-        features, _ = networks.run(self.network, weights, synthetic)
-        watch.mark("synthetic forward")
-        assert self.sampler is not None
-        t = self.sampler()
-        watch.mark("ψ" if self.sampler_optimizer else "frequencies")
-        features_in = features.detach().requires_grad_()
-        t_in = t.detach().requires_grad_(t.requires_grad)
-        loss = self._loss(_Fixed(self.criterion, t_in), real_features, features_in)
-        loss.backward()
-        watch.mark("loss")
-        self._clear()
-        if t.requires_grad:
-            t.backward(-t_in.grad)
-        watch.mark("ψ" if self.sampler_optimizer else "frequencies")
-        # Calibration shares the way back through the decoding; it is charged to calibration.
-        features.backward(features_in.grad, retain_graph=True)
-        watch.mark("synthetic backward")
-        self._calibration(calibrating, synthetic).backward()
-        watch.mark("calibration")
-        self._move()
+        game, device = self.game, self.game.data.device
+        criterion = game.criterion
+        (sampler,) = criterion.samplers
+        drawing = "ψ" if game.sampler_optimizer else "frequencies"
+        watch = _Stopwatch(device)
+
+        def enter_network(*_: object) -> None:
+            real = not torch.is_grad_enabled()
+            watch.mark("real images: draw, augment" if real else "synthetic forward")
+
+        def leave_network(_: object, __: object, outputs: tuple[Tensor, Tensor]) -> None:
+            if torch.is_grad_enabled():
+                outputs[0].register_hook(lambda _: watch.mark(drawing if moving else "loss"))
+            watch.mark("synthetic forward" if torch.is_grad_enabled() else "real forward")
+
+        def leave_sampler(_: object, __: object, t: Tensor) -> None:
+            if t.requires_grad:
+                t.register_hook(lambda _: watch.mark("loss"))
+            watch.mark(drawing)
+
+        moving = game.sampler_optimizer is not None
+        optimizer = game.image_optimizer
+        hooks = [
+            game.network.register_forward_pre_hook(enter_network),
+            game.network.register_forward_hook(leave_network),
+            sampler.register_forward_pre_hook(lambda *_: watch.mark("loss")),
+            sampler.register_forward_hook(leave_sampler),
+            criterion.register_forward_hook(lambda *_: watch.mark("loss")),
+            optimizer.register_step_pre_hook(lambda *_: watch.mark("synthetic backward")),
+        ]
+        try:
+            game.iterate()
+        finally:
+            for hook in hooks:
+                hook.remove()
         watch.mark("optimizers")
         return watch.seconds
 
-    def _real(self) -> tuple[Tensor, augmentation.Draw, networks.Weights, networks.Weights]:
-        real, labels = self.batches.draw()
-        self.real_labels = labels
-        params = augmentation.draw(
-            self.case.classes, augmentation.MATCHING, self.case.size, self.streams["augmentation"]
-        )
-        params = augmentation.to(params, self.images.device)
-        real = augmentation.augment(real, params, labels)
-        member = int(torch.randint(len(self.zoo), (), generator=self.streams["extractor"]))
-        beta = torch.rand((), generator=self.streams["extractor"]).item()
-        return real, params, self.zoo.blend(member, beta), self.zoo.blend(member, 0.0)
-
-    def _synthetic(self, params: augmentation.Draw) -> Tensor:
-        decoded = self.data.normalise(formation.decode(self.images, self.config.factor))
-        return augmentation.augment(decoded, params, self.decoded_labels)
-
-    def _inputs(self) -> tuple[Tensor, Tensor, networks.Weights, networks.Weights]:
-        real, params, weights, calibrating = self._real()
-        return real, self._synthetic(params), weights, calibrating
-
-    def _loss(self, criterion: Callable[..., Tensor], real: Tensor, synthetic: Tensor) -> Tensor:
-        per_class = criterion(
-            real,
-            synthetic,
-            real_groups=self.real_labels,
-            synthetic_groups=self.decoded_labels,
-            num_groups=self.case.classes,
-        ).mean(1)
-        return LOSS_SCALE * per_class.sum()
-
-    def _calibration(self, weights: networks.Weights, synthetic: Tensor) -> Tensor:
-        _, logits = networks.run(self.network, weights, synthetic)
-        return self.case.classes * F.cross_entropy(logits, self.decoded_labels)
-
-    def _clear(self) -> None:
-        self.image_optimizer.zero_grad()
-        self.criterion.zero_grad()
-
-    def _move(self) -> None:
-        self.image_optimizer.step()
-        if self.sampler_optimizer is not None:
-            self.sampler_optimizer.step()
-        with torch.no_grad():
-            self.images.clamp_(0, 1)
-
-
-class _Fixed:
-    """The criterion at given frequencies; the reversal of their gradient is left to the caller."""
-
-    def __init__(self, criterion: torch.nn.Module, t: Tensor) -> None:
-        self.alpha, self.t = criterion.alpha, t
-
-    def __call__(self, real: Tensor, synthetic: Tensor, **groups: Any) -> Tensor:
-        from ncfd.functional import ncfd_loss, unit_rows
-
-        names = {"real_groups": "x_groups", "synthetic_groups": "y_groups"}
-        groups = {names.get(k, k): v for k, v in groups.items()}
-        x, y = unit_rows(real), unit_rows(synthetic)
-        return ncfd_loss(x, y, self.t, alpha=self.alpha, reduction="none", **groups)
-
 
 class PublishedLoop(Step):
-    """The same work in the order of the published code, as METHOD describes it."""
+    """The same work in the order of the published code."""
 
     def __init__(self, case: cases.PipelineCase, device: torch.device) -> None:
         super().__init__(case, "ncfm-fixed", device)
 
     def __call__(self) -> None:
-        real, params, weights, calibrating = self._real()
-        D = self.network.num_features
+        game, ipc = self.game, self.case.ipc
+        images, network, device = game.images, game.network, game.data.device
+        params = augmentation.draw(
+            self.case.classes, game.strategy, self.case.size, game.streams["augmentation"]
+        )
+        params = augmentation.to(params, device)
+        member = int(torch.randint(len(game.zoo), (), generator=game.streams["extractor"]))
+        beta = torch.rand((), generator=game.streams["extractor"]).item()
+        weights = game.zoo.blend(member, beta)
+        picks = game.batches.choose()
         for c in range(self.case.classes):
-            own = self.labels == c
-            decoded = self.data.normalise(formation.decode(self.images[own], self.config.factor))
-            labels = torch.full((len(decoded),), c, device=decoded.device)
-            synthetic = augmentation.augment(decoded, params, labels)
+            real, _ = game.batches.fetch([picks[c]])
+            labels = torch.full((len(real),), c, device=device)
+            real = augmentation.augment(real, params, labels)
             with torch.no_grad():
-                real_features, _ = networks.run(self.network, weights, real[self.real_labels == c])
-            features, _ = networks.run(self.network, weights, synthetic)
-            t = torch.randn(4096, D, device=decoded.device)
+                real_features, _ = networks.run(network, weights, real)
+            own = images[c * ipc : (c + 1) * ipc]
+            decoded = game.data.normalise(formation.decode(own, game.config.factor))
+            labels = torch.full((len(decoded),), c, device=device)
+            synthetic = augmentation.augment(decoded, params, labels)
+            features, _ = networks.run(network, weights, synthetic)
+            t = torch.randn(4096, network.num_features, device=device)
             x, y = F.normalize(real_features, dim=1), F.normalize(features, dim=1)
-            loss = LOSS_SCALE * peers.released_form(x, y, t)
-            self.image_optimizer.zero_grad()
+            loss = distill_cifar.LOSS_SCALE * peers.released_form(x, y, t)
+            game.image_optimizer.zero_grad()
             loss.backward(retain_graph=True)
-            self.image_optimizer.step()
-            torch.autograd.grad(-loss, self.images)  # for the player that never moves
-        for c in range(self.case.classes):
-            own = self.labels == c
-            decoded = self.data.normalise(formation.decode(self.images[own], self.config.factor))
-            _, logits = networks.run(self.network, calibrating, decoded)
-            labels = torch.full((len(decoded),), c, device=decoded.device)
-            self.image_optimizer.zero_grad()
-            F.cross_entropy(logits, labels).backward()
-            self.image_optimizer.step()
+            game.image_optimizer.step()
+            torch.autograd.grad(-loss, images)  # for the player that never moves
         with torch.no_grad():
-            self.images.clamp_(0, 1)
+            images.clamp_(0, 1)
 
 
 class _Stopwatch:
