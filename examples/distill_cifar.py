@@ -519,11 +519,15 @@ def run(
     }
     if processes.rank() > 0:
         return results
-    pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
-    if result is not None:
-        pictures += report.save_plots(folder / "plots", result.history, result.floors)
-    report.save_accuracy_plot(folder / "plots" / "accuracy.png", verdict.curves())
-    pictures.append(folder / "plots" / "accuracy.png")
+    pictures = []
+    if report.mpl is None:
+        tqdm.write("no pictures are drawn: matplotlib is not installed")
+    else:
+        pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
+        if result is not None:
+            pictures += report.save_plots(folder / "plots", result.history, result.floors)
+        report.save_accuracy_plot(folder / "plots" / "accuracy.png", verdict.curves())
+        pictures.append(folder / "plots" / "accuracy.png")
     report.write_page(
         folder / "report.md",
         results,

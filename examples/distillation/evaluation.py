@@ -103,6 +103,9 @@ def evaluate(
                 networks.initial_weights(network, generator(seed, "evaluation weights", r))
                 for r in group
             ]
+            unfinished = None
+            if file is not None and processes.size() == 1:
+                unfinished = training.Unfinished(file.with_name(f"unfinished-{file.name}"), curves)
             if group:  # with more processes than runs some have nothing to do
                 training.train(
                     network,
@@ -117,6 +120,7 @@ def evaluate(
                     strategy=strategy,
                     cutmix=0.5 if augment else 0.0,
                     after_epoch=after_epoch,
+                    unfinished=unfinished,
                 )
             for curve in processes.gather(curves):
                 _, test, validation = curve[-1]

@@ -5,11 +5,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import safetensors.torch
 import torch
-from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,6 +18,12 @@ from .checkpoint import write_bytes
 from .data import Data
 from .diagnosis import Diagnosis
 from .history import History
+
+try:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+except ImportError:  # a run on a bare machine does without its pictures
+    mpl = None
 
 # ------------------------------------------------------------------------------------------------
 # The distilled set
@@ -243,7 +247,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "matplotlib": mpl.__version__,
+        "matplotlib": mpl.__version__ if mpl else "none",
     }
 
 

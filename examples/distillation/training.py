@@ -1,12 +1,18 @@
 """Training classifiers, one or several side by side, for the zoo and for the evaluation."""
 
+import contextlib
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from . import augmentation, networks
+from . import augmentation, checkpoint, networks
 from .augmentation import Strategy
 from .data import Data
 from .networks import Weights
@@ -21,6 +27,33 @@ def halved_at_fifths(progress: float) -> float:
 def one_cycle(progress: float) -> float:
     """Rise for a fifth of the time, then fall to zero, both linearly: good for few epochs."""
     return min(progress / 0.2, (1 - progress) / 0.8)
+
+
+#: Seconds from one writing of an unfinished training to the next.
+KEEP_EVERY = 20.0
+
+
+@dataclass
+class Unfinished:
+    """A training in a file: written now and then, taken up again, deleted at its end."""
+
+    file: Path
+    record: list[Any]  # what `after_epoch` has collected: numbers, and lists of them
+
+    def save(self, epoch: int, **state: Any) -> None:
+        # It saves time, no more: where it cannot be written the training goes on.
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(self.file, {"epoch": epoch, "record": self.record, **state})
+
+    def load(self) -> dict[str, Any] | None:
+        if not self.file.exists():
+            return None
+        try:
+            return checkpoint.load(self.file)
+        except ValueError as error:
+            tqdm.write(f"{str(error).split(';')[0]}; that training begins anew")
+            return None
 
 
 def side_by_side(data: Data) -> int:
@@ -45,6 +78,7 @@ def train(
     batch: int = 128,
     cutmix: float = 0.0,
     after_epoch: Callable[[int, Weights, Tensor], None] | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Weights:
     """Train R networks on the same images, each in its own order and with its own augmentation.
 
@@ -64,6 +98,8 @@ def train(
         cutmix: probability that a step mixes two images.
         after_epoch: called with the epoch (from 1), the weights and the mean loss of the epoch (a
             tensor on the device: reading it makes a GPU wait).
+        unfinished: where a training that is cut off is kept; one with the same arguments goes on
+            from there, to the same bits on a CPU.
 
     Returns:
         (R, ...) trained weights.
@@ -72,7 +108,17 @@ def train(
     optimizer = torch.optim.AdamW(weights.values(), lr=rate, weight_decay=5e-4)
     R, N = len(generators), len(images)
     steps = -(-N // batch)
-    for epoch in range(epochs):
+    state = unfinished.load() if unfinished is not None else None
+    if unfinished is not None and state is not None:
+        with torch.no_grad():
+            for name, w in weights.items():
+                w.copy_(state["weights"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        for g, numbers in zip(generators, state["generators"], strict=True):
+            g.set_state(numbers)
+        unfinished.record[:] = state["record"]
+    written = time.perf_counter()
+    for epoch in range(state["epoch"] if state else 0, epochs):
         orders = torch.stack([torch.randperm(N, generator=g) for g in generators])
         orders = sent(orders, images.device)
         total = torch.zeros((), device=images.device)
@@ -100,6 +146,16 @@ def train(
         if after_epoch is not None:
             detached = {name: w.detach() for name, w in weights.items()}
             after_epoch(epoch + 1, detached, total)
+        if unfinished is not None and time.perf_counter() - written >= KEEP_EVERY:
+            unfinished.save(
+                epoch + 1,
+                weights={name: w.detach() for name, w in weights.items()},
+                optimizer=optimizer.state_dict(),
+                generators=[g.get_state() for g in generators],
+            )
+            written = time.perf_counter()
+    if unfinished is not None:
+        unfinished.file.unlink(missing_ok=True)
     return {name: w.detach() for name, w in weights.items()}
 
 

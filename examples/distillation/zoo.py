@@ -85,6 +85,11 @@ def train_zoo(
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 bar.update(together)
 
+            unfinished = None
+            if use_cache and processes.size() == 1:
+                key = cache.key(*(names[k] for k in group))
+                file = cache.folder() / "zoo" / f"unfinished-{key}.pt"
+                unfinished = training.Unfinished(file, [])
             weights = training.train(
                 network,
                 networks.stack([initial[k] for k in group]),
@@ -97,6 +102,7 @@ def train_zoo(
                 schedule=training.one_cycle,
                 strategy=strategy,
                 after_epoch=after_epoch,
+                unfinished=unfinished,
             )
             for r, k in enumerate(group):
                 one = trained[k] = {n: w[r].clone() for n, w in weights.items()}

@@ -85,6 +85,53 @@ def test_networks_trained_side_by_side_are_the_networks_trained_alone(digits):
         torch.testing.assert_close(logits, alone, atol=2e-2, rtol=0)
 
 
+def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "KEEP_EVERY", 0.0)
+    network = networks.ConvNet(1, 16, 10, width=4, depth=2)
+
+    def trained(file, end=None):
+        seen = []
+        unfinished = training.Unfinished(file, seen)
+
+        def after_epoch(epoch, _, loss):
+            if epoch == end:
+                raise KeyboardInterrupt
+            seen.append([epoch, loss.item()])
+
+        weights = training.train(
+            network,
+            networks.stack([networks.initial_weights(network, generator(k)) for k in (0, 1)]),
+            digits,
+            digits.train_images[:100],
+            digits.train_labels[:100],
+            [generator("order", k) for k in (0, 1)],
+            epochs=4,
+            rate=1e-3,
+            schedule=training.halved_at_fifths,
+            strategy=training.Strategy(),
+            batch=40,
+            cutmix=0.5,
+            after_epoch=after_epoch,
+            unfinished=unfinished,
+        )
+        return weights, seen
+
+    whole, seen = trained(tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "part.pt", end=3)
+    assert (tmp_path / "part.pt").exists()
+    resumed, seen_again = trained(tmp_path / "part.pt")
+    assert seen_again == seen
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 4]
+    assert all(torch.equal(resumed[name], w) for name, w in whole.items())
+    assert not list(tmp_path.iterdir())
+    # A damaged file is no obstacle.
+    (tmp_path / "part.pt").write_bytes(b"PK")
+    assert torch.equal(
+        trained(tmp_path / "part.pt")[0]["classifier.bias"], whole["classifier.bias"]
+    )
+
+
 def test_schedules():
     assert [training.halved_at_fifths(p) for p in (0, 0.19, 0.2, 0.5, 0.99)] == [
         1,
