@@ -1,0 +1,165 @@
+"""The studies, as data: what is asked, and the runs that answer it."""
+
+from dataclasses import dataclass
+
+#: Options of every run, before those of the study, those given after `--`, and those of the row.
+#: About a minute on one idle core. Half the width, a third of the iterations and the time of
+#: evaluation of the scaled table in the guide, and twice its step.
+PROTOCOL = (
+    *("--ipc", "10", "--width", "16", "--zoo-size", "3", "--zoo-epochs", "2"),
+    *("--iterations", "100", "--batch-real", "32", "--lr-image", "2e-3"),
+    *("--eval-epochs", "80", "--eval-runs", "1", "--num-frequencies", "1024", "--no-baselines"),
+)
+
+#: The same for a rehearsal: whether everything works, and nothing else.
+QUICK = (
+    *("--ipc", "4", "--width", "8", "--zoo-size", "2", "--zoo-epochs", "1"),
+    *("--iterations", "6", "--batch-real", "16", "--eval-epochs", "5", "--eval-runs", "2"),
+    *("--num-frequencies", "64", "--no-baselines"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run, for each seed. `x` and `line` place it in a plot over numbers."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    x: float | None = None
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows that differ in what is asked for, and in nothing else."""
+
+    name: str
+    question: str
+    options: tuple[str, ...]  # of every row
+    rows: tuple[Row, ...]
+    reference: str  # the row that the others are compared with, seed by seed
+    x_label: str = ""  # with `Row.x`
+    x_log: bool = False
+    players: bool = False  # also what became of ψ: columns, curves, diagnosis
+    images: bool = False  # also the distilled images side by side
+
+    def row(self, name: str) -> Row:
+        (found,) = (row for row in self.rows if row.name == name)
+        return found
+
+
+# Features have length 1. At scale 1 their characteristic function says little beyond their mean,
+# and whatever is studied would be hidden by that.
+SCALE = ("--scale", "3")
+
+# One form of the loss for the rows of a study. It cannot be the default, `unbiased`: that exists
+# for α = 1/2 only, and α would then be compared across two losses.
+FIXED = ("--method", "ncfm-fixed", "--loss", "squared", *SCALE)
+GAME = ("--method", "ncfm", "--loss", "squared", *SCALE)
+
+ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+COUNTS = (16, 64, 256, 1024, 4096)
+SAMPLERS = ("mixture", "diagonal", "normal", "student", "laplace", "uniform", "direct")
+
+_ALL = (
+    Study(
+        "psi",
+        "Does it help to learn the frequencies (ψ), and to match distributions rather than means?",
+        ("--loss", "squared", *SCALE),
+        (
+            *(Row(m, ("--method", m)) for m in ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")),
+            *(Row(m, ("--method", m)) for m in ("mix", "random")),
+        ),
+        reference="dm",
+    ),
+    Study(
+        "alpha",
+        "How should amplitude (α = 1: spread) and phase (α = 0: location) be weighted?",
+        FIXED,
+        tuple(Row(f"α = {a:g}", ("--alpha", f"{a:g}"), x=a) for a in ALPHAS),
+        reference="α = 0.5",
+        x_label="α: weight of amplitude against phase",
+        images=True,
+    ),
+    Study(
+        "frequencies",
+        "How many frequencies does an iteration need, and do orthogonal ones replace many?",
+        FIXED,
+        tuple(
+            Row(
+                f"{count}, {draw}",
+                ("--num-frequencies", str(count), "--frequency-draw", draw),
+                x=count,
+                line=draw,
+            )
+            for draw in ("random", "orthogonal")
+            for count in COUNTS
+        ),
+        reference="1024, random",
+        x_label="frequencies per iteration",
+        x_log=True,
+    ),
+    Study(
+        "sampler",
+        "Is the scale mixture the best form of ψ, and is any form better than a fixed law?",
+        GAME,
+        (
+            *(Row(name, ("--sampler", name)) for name in SAMPLERS),
+            Row("fixed normal", ("--method", "ncfm-fixed")),
+        ),
+        reference="fixed normal",
+        players=True,
+    ),
+    Study(
+        "extractor",
+        "Does blending untrained and trained networks help, or do the ends suffice?",
+        FIXED,
+        tuple(Row(name, ("--extractor", name)) for name in ("random", "trained", "hybrid")),
+        reference="hybrid",
+    ),
+    Study(
+        "stability",
+        "Is the game stable, where does ψ go, and does the diagnosis tell when it fails?",
+        GAME,
+        (
+            Row("no ψ", ("--method", "ncfm-fixed")),
+            Row("squared, rate 1e-3"),
+            Row("squared, rate 1e-4", ("--sampler-lr", "1e-4")),
+            Row("squared, rate 1e-2", ("--sampler-lr", "1e-2")),
+            Row("squared, rate 1e-1", ("--sampler-lr", "1e-1")),
+            Row("unbiased, rate 1e-3", ("--loss", "unbiased")),
+            Row("root, rate 1e-3", ("--loss", "root")),
+            Row("squared, norm held", ("--fixed-norm",)),
+            # Far from where anything can be seen, quickly.
+            Row(
+                "provoked: runaway",
+                ("--loss", "root", "--max-ratio", "32", "--sampler-lr", "1e-1"),
+            ),
+            # The spread of the features is left to itself, and the steps are a hundred times too
+            # large.
+            Row("provoked: collapse", ("--alpha", "0", "--scale", "0.1", "--lr-image", "0.1")),
+        ),
+        reference="no ψ",
+        players=True,
+    ),
+    Study(
+        "schedule",
+        "Is it better to begin with low frequencies?",
+        FIXED,
+        tuple(Row(name, ("--frequency-schedule", name)) for name in ("constant", "rising")),
+        reference="constant",
+    ),
+    Study(
+        "loss",
+        "Which form of the discrepancy: its square, corrected for sampling noise or not, or the "
+        "root?",
+        FIXED,
+        tuple(Row(name, ("--loss", name)) for name in ("unbiased", "squared", "root")),
+        reference="squared",
+    ),
+)
+
+#: By name. `projection` is a measurement of another kind, and lies in `projection.py`.
+STUDIES = {study.name: study for study in _ALL}
+
+PROJECTION = "What does ImageNet-1K take: memory and time, on one process and on many?"
