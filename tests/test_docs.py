@@ -160,7 +160,8 @@ def test_every_figure_is_shown_and_made_by_a_script():
     scripts = {p.stem for p in (DOCS / "figures").glob("*.py")}
     for figure in present:
         stem = re.sub(r"(-light|-dark)?\.\w+$", "", figure)
-        assert stem in scripts, figure
+        script = "studies" if stem.startswith("study_") else stem
+        assert script in scripts, figure
         assert (GUIDE / "figures" / figure).stat().st_size < 150_000, figure
 
 
@@ -478,3 +479,35 @@ def test_the_large_test_is_quoted_as_it_is_on_file():
         assert (row["n"], row["D"]) == (100_000, 64)
         wanted = [f"{row['cpu_s']:.1f}", f"{row['memory_mib']:.0f}"]
         assert [cells[0].strip("`"), *cells[2:]] == [row["test"], *wanted]
+
+
+def distillation_studies():
+    files = sorted((DOCS.parent / "benchmarks" / "results").glob("study-*-cpu.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+@pytest.mark.parametrize("content", distillation_studies(), ids=lambda c: c["study"])
+def test_a_study_of_distillation_is_quoted_as_it_is_on_file(content):
+    from studies import projection, tables
+    from studies.questions import STUDIES
+
+    name = content["study"]
+    text = (GUIDE / "studies.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## `{name}`\n")[1].split("\n## ")[0]
+    if name == "projection":
+        wanted = projection.table(content)
+    else:
+        wanted = tables.table(STUDIES[name], content["runs"])
+        # Every row of a seed was made with the same zoo, or the differences are not paired.
+        assert tables.different_zoos(content["runs"]) == []
+        assert {r["config"]["dataset"] for r in content["runs"]} == {"imagefolder"}
+    assert tables.markdown(wanted) in section
+    assert content["question"] in " ".join(section.split())
+    assert f"--study {name}" in section
+    assert f"study-{name}-cpu.json" in section
+    assert f"figures/study_{name}-light.svg" in section
+    assert str(DOCS.parent) not in json.dumps(content)
+
+
+def test_there_are_studies_of_distillation():
+    assert {"alpha", "stability"} <= {content["study"] for content in distillation_studies()}

@@ -59,7 +59,19 @@ GAME = ("--method", "ncfm", "--loss", "squared", *SCALE)
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 COUNTS = (16, 64, 256, 1024, 4096)
-SAMPLERS = ("mixture", "diagonal", "normal", "student", "laplace", "uniform", "direct")
+
+# Scales that give the laws one standard deviation, 3, at the start: that of Student's law of 3
+# degrees of freedom is √3 times its scale, of Laplace's √2 times, of the uniform one 1/√3; the
+# network's outputs begin at about 3/4 of theirs. Otherwise the study would be about the scale.
+SAMPLERS = {
+    "mixture": "3",
+    "diagonal": "3",
+    "normal": "3",
+    "student": "1.732",
+    "laplace": "2.121",
+    "uniform": "5.196",
+    "direct": "4.2",
+}
 
 _ALL = (
     Study(
@@ -104,7 +116,7 @@ _ALL = (
         "Is the scale mixture the best form of ψ, and is any form better than a fixed law?",
         GAME,
         (
-            *(Row(name, ("--sampler", name)) for name in SAMPLERS),
+            *(Row(name, ("--sampler", name, "--scale", s)) for name, s in SAMPLERS.items()),
             Row("fixed normal", ("--method", "ncfm-fixed")),
         ),
         reference="fixed normal",

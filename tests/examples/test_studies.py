@@ -265,7 +265,7 @@ def command(output, *more):
 def test_an_interrupted_study_goes_on_and_repeats_nothing(tmp_path):
     output = tmp_path / "out"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    long = ["--iterations", "2000"]
+    long = ["--iterations", "300"]
     # Stopped in the second row, once that has been saved.
     with subprocess.Popen([*command(output), *long], env=environment) as process:
         deadline = time.monotonic() + 600
