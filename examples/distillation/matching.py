@@ -129,7 +129,8 @@ class MeanMatching(nn.Module):
         for x, groups in ((real, real_groups), (synthetic, synthetic_groups)):
             x = F.normalize(x, dim=1)
             total = x.new_zeros(num_groups, x.shape[1]).index_add(0, groups, x)
-            count = torch.bincount(groups, minlength=num_groups)
+            # Not `bincount`, for which a GPU has to finish first.
+            count = groups.new_zeros(num_groups).index_add(0, groups, torch.ones_like(groups))
             means.append(total / count[:, None])
         return (means[0] - means[1]).square().sum(1, keepdim=True)
 
