@@ -122,44 +122,50 @@ def _dots(axes: Axes, study: Study, records: Sequence[Record], colours: Colours)
     _key(axes, records, colours, named=False)
 
 
+#: Curves of a study of the players: what the axis says, and its scale.
+CURVES = {
+    "scale/mean": ("mean scale of the frequencies\n(features have length 1)", "log"),
+    "phi/median": ("median |φ| of real images\nat the frequencies in use", "log"),
+    "probe/images": ("loss of the images now, at\nthe frequencies of the start *", "symlog"),
+    "probe/sampler": ("loss of the images of the start,\nat the frequencies now *", "symlog"),
+    "probe/both": ("loss of the images now, at\nthe frequencies now: the game *", "symlog"),
+}
+
+
 def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figure:
-    """Accuracy, the scale and |φ| at it, and each player alone, over the iterations."""
-    figure = Figure(figsize=(8.4, 6.4), layout="constrained")
-    grid = figure.subplots(2, 2)
-    _dots(grid[0, 0], study, records, colours)
+    """Accuracy, where ψ went, and the loss of each player alone, over the iterations."""
+    figure = Figure(figsize=(10.5, 6.2), layout="constrained")
+    first, *panels = figure.subplots(2, 3).flat
+    _dots(first, study, records, colours)
     seed = min(r["seed"] for r in records)
     rows = [row for row in study.rows if seed in tables.of_row(records, row.name)]
-    panels = (
-        (grid[0, 1], "scale/mean", "mean scale of the frequencies\n(features have length 1)"),
-        (grid[1, 0], "phi/median", "median |φ| of the real images\nat the frequencies in use"),
-        (grid[1, 1], "probe/sampler", "loss of the images of the start,\nrelative to its first"),
-    )
-    palette = _palette(colours, len(rows))
-    for axes, name, label in panels:
-        for row, (colour, style) in zip(rows, palette, strict=True):
-            record = tables.of_row(records, row.name)[seed]
-            steps, values = record["history"].get(name, [[], []])
+    handles = {}
+    for axes, (name, (label, scale)) in zip(panels, CURVES.items(), strict=True):
+        for row, (colour, style) in zip(rows, _palette(colours, len(rows)), strict=True):
+            steps, values = tables.of_row(records, row.name)[seed]["history"].get(name, [[], []])
             if not values:
                 continue
-            if name == "probe/sampler":  # losses of different forms have different units
+            if name.startswith("probe/"):  # losses of different forms have different units
                 values = [v / abs(values[0]) for v in values]
-            axes.plot(steps, values, color=colour, ls=style, lw=1.3, label=row.name)
+            line = axes.plot(steps, values, color=colour, ls=style, lw=1.3, label=row.name)
+            handles[row.name] = line[0]
         axes.set(xlabel="iteration", ylabel=label)
+        axes.set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
         axes.grid(alpha=0.25)
-    grid[0, 1].set_yscale("log")
-    grid[1, 0].set_yscale("log")
-    grid[1, 1].set_yscale("symlog", linthresh=1)
-    floor = tables.floor(records[0])
-    grid[1, 0].axhline(floor, color=colours["text"], lw=1, ls=":")
-    text = "noise of the synthetic images, 1/√M"
-    where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    grid[1, 0].annotate(text, (1, floor), fontsize=7.5, **where)
-    handles, labels = grid[0, 1].get_legend_handles_labels()
-    title = f"curves of seed {seed}"
+        if name == "phi/median":
+            floor = tables.floor(records[0])
+            axes.axhline(floor, color=colours["text"], lw=1, ls=":")
+            where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axes.annotate("noise, 1/√M", (1, floor), fontsize=7.5, **where)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, fontsize=8, title=title,
+        handles.values(),
+        handles,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        title=f"curves of seed {seed}; * relative to the first value",
         title_fontsize=8,
-    )  # fmt: skip
+    )
     return figure
 
 
