@@ -108,71 +108,87 @@ def characteristic_function(
         re, im = closed_form(x, t)
         return torch.complex(re, im)
     x = check.check_samples(x, "x")
-    sums = _sums(x, t, weights, groups, num_groups, chunk_size, names=("weights", "groups"))
-    phi = _normalised(sums)
+    t = check.check_frequencies(t, tuple(x.shape[:-2]), x.shape[-1], x.device)
+    chunk_size = check.check_chunk_size(chunk_size)
+    dtype = _compute_dtype(x, t)
+    samples = _checked(x, weights, groups, num_groups, dtype, ("weights", "groups"))
+    phi = _normalised(_sums(samples, t.to(dtype), chunk_size))
     return torch.complex(phi.re, phi.im)
 
 
-def _sums(
+class _Samples(NamedTuple):
+    """Samples that passed every check, in the dtype of the computation."""
+
+    side: ops.Side
+    num_groups: int | None
+    faults: tuple[float, float]
+
+
+def _checked(
     x: Tensor,
-    t: Tensor,
     weights: Tensor | None,
     groups: Tensor | None,
     num_groups: int | None,
-    chunk_size: int | None,
-    *,
+    dtype: torch.dtype,
     names: tuple[str, str],
-    dtype: torch.dtype | None = None,
+    *,
     part: bool = False,
-) -> _Sums:
-    """Sums of checked samples ``x (*, N, D)``; ``names`` are those of the weights and groups.
+) -> _Samples:
+    """Samples ``x (*, N, D)`` with what describes them; ``names`` are of the weights and groups.
 
     With ``part`` the samples are a process's part of a batch: it may be empty, and faults in its
     values are for :func:`_of_all_processes` to tell.
     """
-    batch = tuple(x.shape[:-2])
-    rows, dim = x.shape[-2:]
-    t = check.check_frequencies(t, batch, dim, x.device)
-    chunk_size = check.check_chunk_size(chunk_size)
     if weights is not None:
         weights = check.check_weights(weights, names[0], x, part=part)
     if groups is not None:
         groups, num_groups = check.check_groups(groups, num_groups, names[1], x, part=part)
     elif num_groups is not None:
         raise ValueError(f"num_groups needs {names[1]}, got num_groups={num_groups} alone")
-
     faults = (0.0, 0.0)
     if part:
         groups, faults = check.faults_of_part(weights, groups, num_groups or 1)
-
-    dtype = dtype or _compute_dtype(x, t)
     # Each input is cast once: two casts of a half tensor would round two partial gradients and
     # add them in half precision.
-    x, t = x.to(dtype), t.to(dtype)
     weights = None if weights is None else weights.to(dtype)
-    shape = (num_groups, t.shape[-2]) if num_groups is not None else (*batch, t.shape[-2])
-    if part and rows == 0:
-        # Zeros, but in the graph: DistributedDataParallel waits for the gradient of every input.
-        nothing = x.sum() + (0 * t).sum(-1)  # (F,) or (*, F)
-        if weights is not None:
-            nothing = nothing + weights.sum()
-        cos = sin = nothing.expand(shape)
-    else:
-        folded_x = x.reshape(-1, rows, dim)  # (B, N, D)
-        folded_t = t.unsqueeze(0) if t.ndim == 2 else t.reshape(-1, *t.shape[-2:])
-        folded_w = None if weights is None else weights.reshape(-1, rows)
-        folded_g = None if groups is None else groups.unsqueeze(0)
-        cos, sin = ops.sums(
-            folded_x, folded_t, folded_w, folded_g, num_groups or 1, chunk_size
-        )  # (B, G, F) each
-        cos, sin = cos.reshape(shape), sin.reshape(shape)
+    return _Samples(ops.Side(_cast(x, dtype), weights, groups), num_groups, faults)
+
+
+def _sums(samples: _Samples, t: Tensor, chunk_size: int | None) -> _Sums:
+    """The sums of one side."""
+    (x, weights, _), num_groups, _ = samples
+    if x.shape[-2] > 0:
+        return _weighed(samples, *ops.sums_of(samples.side, t, num_groups, chunk_size))
+    # Zeros, but in the graph: DistributedDataParallel waits for the gradient of every input.
+    nothing = x.sum() + (0 * t).sum(-1)  # (F,) or (*, F)
+    if weights is not None:
+        nothing = nothing + weights.sum()
+    shape = x.shape[:-2] if num_groups is None else (num_groups,)
+    nothing = nothing.expand(*shape, t.shape[-2])
+    return _weighed(samples, nothing, nothing)
+
+
+def _sums_of_both(
+    x: _Samples, y: _Samples, t: Tensor, chunk_size: int | None
+) -> tuple[_Sums, _Sums]:
+    """The sums of two sides of one shape, which cost less together."""
+    if x.side.x.shape[-2] == 0 or y.side.x.shape[-2] == 0:
+        return _sums(x, t, chunk_size), _sums(y, t, chunk_size)
+    pairs = ops.sums_of_both(x.side, y.side, t, x.num_groups, chunk_size)
+    return _weighed(x, *pairs[0]), _weighed(y, *pairs[1])
+
+
+def _weighed(samples: _Samples, cos: Tensor, sin: Tensor) -> _Sums:
+    """The sums with the weight that they carry."""
+    (x, weights, groups), num_groups, faults = samples
+    rows = x.shape[-2]
     if weights is None and groups is None:
         return _Sums(cos, sin, rows, rows, False, faults)
     w = x.new_ones(rows) if weights is None else weights
-    if groups is None:
+    if groups is None or num_groups is None:
         total, squares = w.sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)  # (*, 1)
         return _Sums(cos, sin, total, squares, False, faults)
-    zeros = w.new_zeros(shape[0])
+    zeros = w.new_zeros(num_groups)
     total = zeros.scatter_add(0, groups, w)  # (G,)
     squares = zeros.scatter_add(0, groups, w.square())
     return _Sums(cos, sin, total, squares, True, faults)
@@ -249,8 +265,15 @@ def _of_all_processes(
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any input is, else float32: half types never hold a phase."""
-    wide = any(v.dtype in (torch.float64, torch.complex128) for v in tensors)
-    return torch.float64 if wide else torch.float32
+    for v in tensors:
+        if v.dtype in (torch.float64, torch.complex128):
+            return torch.float64
+    return torch.float32
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # A cast that changes nothing takes as long as a sum over a small batch.
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _refuse_with_known_phi(what: str, **arguments: object) -> None:
@@ -304,6 +327,57 @@ def _root(value: Tensor) -> Tensor:
     root = torch.sqrt(torch.where(positive, value, 1.0))
     # `value * 0` keeps NaN a NaN and anything else 0.
     return torch.where(positive, root, value * 0)
+
+
+class _RootOfHalf(torch.autograd.Function):
+    """``√½ |φx - φy|`` of plain samples, from their sums and numbers: the loss at α = ½.
+
+    The same as :func:`_root` of :func:`_chf` in one step of the graph instead of thirteen, which
+    for small batches take longer than the sums.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_cos: Tensor, x_sin: Tensor, N: int, y_cos: Tensor, y_sin: Tensor, M: int
+    ) -> Tensor:
+        ctx.rows = N, M
+        d_re, d_im = _gap(x_cos, y_cos, M / N), _gap(x_sin, y_sin, M / N)
+        modulus = torch.hypot(d_re, d_im)
+        ctx.save_for_backward(x_cos, x_sin, y_cos, y_sin, d_re, d_im, modulus)
+        value: Tensor = modulus * (0.5**0.5 / M)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_cos, x_sin, y_cos, y_sin, d_re, d_im, modulus = ctx.saved_tensors
+        N, M = ctx.rows
+        if torch.is_grad_enabled():  # to be differentiated again: what was saved has no history
+            d_re, d_im = _gap(x_cos, y_cos, M / N), _gap(x_sin, y_sin, M / N)
+            modulus = _modulus(d_re, d_im)
+            modulus = torch.where(modulus == 0, 1.0, modulus)
+        else:
+            modulus = modulus.clamp_min(1e-30)  # where it is 0 so are both differences
+        slope = grad * (-(0.5**0.5) / M) / modulus
+        y_re, y_im = slope * d_re, slope * d_im
+        x_re = x_im = None
+        if ctx.needs_input_grad[0]:
+            x_re, x_im = y_re * (-M / N), y_im * (-M / N)
+        return x_re, x_im, None, y_re, y_im, None
+
+
+def _gap(x: Tensor, y: Tensor, ratio: float) -> Tensor:
+    """Difference of two means, times the number of the second one's samples; 0 if equal."""
+    return x - y if ratio == 1 else x * ratio - y
+
+
+def _plain_root(x: _Sums | _Phi, y: _Sums) -> Tensor | None:
+    """The loss at α = ½ where :class:`_RootOfHalf` gives it, else None."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None  # graphs fuse the plain form, and torch.func composes it
+    if isinstance(x, _Phi) or isinstance(x.total, Tensor) or isinstance(y.total, Tensor):
+        return None
+    value: Tensor = _RootOfHalf.apply(x.cos, x.sin, x.total, y.cos, y.sin, y.total)
+    return value
 
 
 def _modulus(re: Tensor, im: Tensor) -> Tensor:
@@ -473,9 +547,14 @@ def ncfd_loss(
     check.check_unbiased(unbiased, squared, alpha)
     process_group = _processes.check_group(process_group)
     y = check.check_samples(y, "y", part=process_group is not None)
-    phi_x, phi_y = _both_sides(
+    sides = _both_sides(
         x, y, t, x_groups, y_groups, num_groups, x_weights, y_weights, chunk_size, process_group
     )
+    if alpha == 0.5 and not squared:
+        value = _plain_root(*sides)
+        if value is not None:
+            return _reduce(value, reduction, None)
+    phi_x, phi_y = (s if isinstance(s, _Phi) else _normalised(s) for s in sides)
     if unbiased:
         value = _unbiased(phi_x, phi_y)
     else:
@@ -496,48 +575,46 @@ def _both_sides(
     y_weights: Tensor | None,
     chunk_size: int | None,
     group: torch.distributed.ProcessGroup | None,
-) -> tuple[_Phi, _Phi]:
-    """φ of the real and of the synthetic side, of one shape, device and dtype."""
+) -> tuple[_Sums | _Phi, _Sums]:
+    """The real and the synthetic side, of one shape, device and dtype; φ where x is no sample."""
     batch, part = tuple(y.shape[:-2]), group is not None
 
-    def sums_of_y(dtype: torch.dtype | None = None) -> _Sums:
+    def sums_of_y(dtype: torch.dtype) -> _Sums:
         names = ("y_weights", "y_groups")
-        return _sums(
-            y, t, y_weights, y_groups, num_groups, chunk_size, names=names, dtype=dtype, part=part
-        )
-
-    def phis(**sides: _Sums) -> list[_Phi]:
-        if group is not None:
-            sides = _of_all_processes(sides, t, group)
-        return [_normalised(side) for side in sides.values()]
+        samples = _checked(y, y_weights, y_groups, num_groups, dtype, names, part=part)
+        sums = _sums(samples, t.to(dtype), chunk_size)
+        return sums if group is None else _of_all_processes({"y": sums}, t.to(dtype), group)["y"]
 
     if isinstance(x, Distribution):
         _refuse_with_known_phi("a Distribution", x_weights=x_weights, x_groups=x_groups)
-        (phi_y,) = phis(y=sums_of_y())
-        re, im = (v.to(phi_y.re.dtype) for v in closed_form(x, t))
-        if re.shape != phi_y.re.shape:
+        t = check.check_frequencies(t, batch, y.shape[-1], y.device)
+        chunk_size = check.check_chunk_size(chunk_size)
+        sums = sums_of_y(_compute_dtype(y, t))
+        re, im = (v.to(sums.cos.dtype) for v in closed_form(x, t))
+        if re.shape != sums.cos.shape:
             if re.ndim != 1:
                 raise ValueError(
                     f"x has batch shape {tuple(x.batch_shape)}, which must be () or "
-                    f"{tuple(phi_y.re.shape[:-1])} to match y (its batch, or the groups)"
+                    f"{tuple(sums.cos.shape[:-1])} to match y (its batch, or the groups)"
                 )
-            re, im = re.expand_as(phi_y.re), im.expand_as(phi_y.im)
-        return _Phi(re, im, None, 0.0), phi_y
+            re, im = re.expand_as(sums.cos), im.expand_as(sums.sin)
+        return _Phi(re, im, None, 0.0), sums
     x = check.check_tensor(x, "x")
     if x.is_complex():
         _refuse_with_known_phi("a known φ", x_weights=x_weights, x_groups=x_groups)
         re, im = _split(x, "x")
-        dtype = _compute_dtype(x, y, check.check_floating(t, "t"))
-        t = t.to(dtype)
-        (phi_y,) = phis(y=sums_of_y(dtype))
-        if x.shape != phi_y.re.shape:
+        t = check.check_frequencies(t, batch, y.shape[-1], y.device)
+        chunk_size = check.check_chunk_size(chunk_size)
+        dtype = _compute_dtype(x, y, t)
+        sums = sums_of_y(dtype)
+        if x.shape != sums.cos.shape:
             raise ValueError(
-                f"x, a known φ, must have shape {tuple(phi_y.re.shape)} to match y and t, "
+                f"x, a known φ, must have shape {tuple(sums.cos.shape)} to match y and t, "
                 f"got {check.describe(x)}"
             )
         check.check_device(x, "x", y.device)
         present = None if y_groups is None else ((re != 0) | (im != 0)).any(-1)
-        return _Phi(re.to(dtype), im.to(dtype), present, 0.0), phi_y
+        return _Phi(re.to(dtype), im.to(dtype), present, 0.0), sums
 
     x = check.check_samples(x, "x", part=part)
     if tuple(x.shape[:-2]) != batch or x.shape[-1] != y.shape[-1]:
@@ -549,14 +626,18 @@ def _both_sides(
     if (x_groups is None) != (y_groups is None):
         given, missing = ("x_groups", "y_groups") if y_groups is None else ("y_groups", "x_groups")
         raise ValueError(f"{given} needs {missing}: groups are matched group by group")
-    dtype = _compute_dtype(x, y, check.check_floating(t, "t"))
-    t = t.to(dtype)
-    names = ("x_weights", "x_groups")
-    sums_of_x = _sums(
-        x, t, x_weights, x_groups, num_groups, chunk_size, names=names, dtype=dtype, part=part
-    )
-    phi_x, phi_y = phis(x=sums_of_x, y=sums_of_y(dtype))
-    return phi_x, phi_y
+    t = check.check_frequencies(t, batch, x.shape[-1], x.device)
+    chunk_size = check.check_chunk_size(chunk_size)
+    dtype = _compute_dtype(x, y, t)
+    names = ("x_weights", "x_groups"), ("y_weights", "y_groups")
+    real = _checked(x, x_weights, x_groups, num_groups, dtype, names[0], part=part)
+    synthetic = _checked(y, y_weights, y_groups, num_groups, dtype, names[1], part=part)
+    t = _cast(t, dtype)
+    sums_of_x, sums = _sums_of_both(real, synthetic, t, chunk_size)
+    if group is not None:
+        both = _of_all_processes({"x": sums_of_x, "y": sums}, t, group)
+        return both["x"], both["y"]
+    return sums_of_x, sums
 
 
 def _unbiased(x: _Phi, y: _Phi) -> Tensor:

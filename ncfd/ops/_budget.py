@@ -9,6 +9,8 @@ BUDGET: dict[str, int] = {
     "kept": 256 * 2**20,
     # The kept phases lie in tensors of this size on the CPU, which its allocator uses again.
     "piece": 8 * 2**20,
+    # Cosines and sines of both sides, kept where they are so few that calls set the pace.
+    "few": 2**18,
     # One block of phases on the CPU: inside a core's cache where the cosines set the pace (small
     # D), longer where the product does.
     "block_small_dim": 2**20,

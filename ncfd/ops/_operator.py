@@ -36,9 +36,7 @@ def sums(
 
     Differentiable twice in ``x``, ``t`` and ``weights``.
     """
-    wants_grad = torch.is_grad_enabled() and (
-        x.requires_grad or t.requires_grad or (weights is not None and weights.requires_grad)
-    )
+    wants_grad = _wants_grad(x, t, weights)
     keep = chunk_size is None and wants_grad and _phases.keeps_phases(x, t)
     if torch.compiler.is_compiling() and _TRACES_DEPTH and _graph_transforms():
         # Dynamo refuses the Function and torch.func the operator: plain operations for both.
@@ -58,6 +56,15 @@ def sums(
         apply = _phases.forward
     cos_sum, sin_sum = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)[:2]
     return cos_sum, sin_sum
+
+
+def _wants_grad(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
+
+
+def takes_short_way(*inputs: Tensor | None) -> bool:
+    """Whether a gradient is wanted in plain eager code: no graph, no ``torch.func``."""
+    return not torch.compiler.is_compiling() and not _transforming() and _wants_grad(*inputs)
 
 
 def _transforming() -> bool:
@@ -92,7 +99,7 @@ def _plain_sums(
     return zeros.scatter_add(1, index, cos), zeros.scatter_add(1, index, sin)
 
 
-def _is_batched(grad: Tensor) -> bool:
+def is_batched(grad: Tensor) -> bool:
     """A gradient of ``is_grads_batched=True``, which the in-place kernels cannot take."""
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad)
@@ -164,7 +171,7 @@ def cf_sums_backward(
     # What is not needed may be one empty tensor twice, which an operator must not return.
     return (
         grad_x if need_x else x.new_empty(0),
-        grad_t if need_t else t.new_empty(0),
+        grad_t.contiguous() if need_t else t.new_empty(0),
         grad_w if need_w else x.new_empty(0),
     )
 
@@ -211,7 +218,7 @@ def _backward_sums(
     nothing = (None,) * 7
     if grad_cos is None and grad_sin is None:
         return nothing
-    batched = any(g is not None and _is_batched(g) for g in (grad_cos, grad_sin))
+    batched = any(g is not None and is_batched(g) for g in (grad_cos, grad_sin))
     grad_cos = x.new_zeros(ctx.sums_shape) if grad_cos is None else grad_cos
     grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
     need_x, need_t, need_w = ctx.needs_input_grad[:3]
@@ -230,10 +237,20 @@ def _backward_sums(
     )
     return (
         grad_x if need_x else None,
-        grad_t if need_t else None,
+        grad_t.contiguous() if need_t else None,
         grad_w if need_w else None,
         *nothing[3:],
     )
+
+
+def differentiable_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``cf_sums_backward`` with a gradient of its own; forms the phases again."""
+    *tensors, chunk, need_x, need_t, need_w = args
+    x = tensors[2]
+    result: tuple[Tensor, Tensor, Tensor] = _SumsBackward.apply(
+        *tensors, x.new_empty(0), chunk, need_x, need_t, need_w
+    )
+    return result
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001

@@ -79,7 +79,7 @@ def _places(kept: Sequence[Tensor], x: Tensor) -> Iterator[Block]:
             b, n = b + count, 0
 
 
-def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
+def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     # Under autocast the product would run in half precision: phases would be 0.2 % wrong.
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -182,7 +182,7 @@ def forward(
         # Products and scattered additions sum a block's rows one after the other in float32 (plain
         # sums do it pairwise): short blocks, added in float64, keep φ far below its noise.
         limit = min(limit, _SEQUENTIAL_ROWS if x.device.type == "cpu" else 16 * _SEQUENTIAL_ROWS)
-    with _autocast_off(x.device):
+    with autocast_off(x.device):
         if batch * rows <= limit:
             held = _hold(x, t, form)
             cos_sum, sin_sum = _block_sums(held, w, groups, num_groups, form)
@@ -227,12 +227,14 @@ def backward(
     need_x: bool,
     need_t: bool,
     need_w: bool,
+    grad_t: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the sums for ``x``, ``t``, ``w`` (empty where not needed).
 
     With ``a``, ``b`` the incoming gradients of Σ cos and Σ sin at a row's group, ``∂/∂θ`` is
     ``e = w (b cos θ - a sin θ)``; then ``dx = e t`` and ``dt = eᵀ x``.
-    ``kept`` is what ``forward`` returned; empty to form the phases again.
+    ``kept`` is what ``forward`` returned; empty to form the phases again. ``grad_t`` is an earlier
+    result for the same ``t``, to be added to in place. That for ``t`` may be transposed in memory.
     """
     batch, rows, dim = x.shape
     num_freqs, shared = t.shape[1], t.shape[0] == 1
@@ -241,28 +243,28 @@ def backward(
     limit = _block_rows(x, t, chunk)
     # A product (D, n)(n, F) is a fifth faster than its transpose while D is small.
     turn = shared and x.device.type == "cpu" and dim < SMALL_DIM
-    with _autocast_off(x.device):
+    filled = grad_t is not None  # the first block writes, the others add
+    if grad_t is None:
+        grad_t = t.new_empty(t.shape if need_t else (0,))
+        if need_t and turn:
+            grad_t = t.new_empty(1, dim, num_freqs).transpose(1, 2)
+    with autocast_off(x.device):
         if batch * rows <= limit and len(kept) <= 1:
             held = kept[0] if kept else _hold(x, t, form)
             slopes, grad_w = _block_slopes(held, prepared, w, groups, need_w, form)
             flat, flat_x = slopes.view(-1, num_freqs), x.reshape(-1, dim)
-            grad_x = grad_t = x.new_empty(0)
+            grad_x = x.new_empty(0)
             if need_x:
                 grad_x = torch.mm(flat, t[0]).view_as(x) if shared else torch.bmm(slopes, t)
             if need_t and shared:
-                grad_t = torch.mm(flat_x.T, flat).T if turn else torch.mm(flat.T, flat_x)
-                grad_t = grad_t.contiguous().unsqueeze(0)
+                _add_product(grad_t[0], flat, flat_x, turn, filled)
             elif need_t:
-                grad_t = torch.bmm(slopes.transpose(1, 2), x)
+                torch.baddbmm(grad_t, slopes.transpose(1, 2), x, beta=int(filled), out=grad_t)
             return grad_x, grad_t, grad_w
 
         grad_x = x.new_empty(x.shape if need_x else (0,))
-        grad_t = t.new_empty(t.shape if need_t else (0,))
-        if need_t and turn:
-            grad_t = t.new_empty(1, dim, num_freqs).transpose(1, 2)
         grad_w = x.new_empty((batch, rows) if need_w else (0,))
         held = spare = x.new_empty(0)
-        filled = False  # grad_t is as large as t: its first block writes, the others add
         for k, (pb, pn) in enumerate(_places(kept, x)):
             piece = x[pb, pn]
             for b, n in _blocks(piece.shape[0], piece.shape[1], limit):
@@ -284,11 +286,7 @@ def backward(
                     if need_x:
                         torch.mm(flat, t[0], out=grad_x[pb, pn][b, n].view(-1, dim))
                     if need_t:
-                        into, flat_x = grad_t[0], xb.reshape(-1, dim)
-                        left, right = flat.T, flat_x
-                        if turn:
-                            into, left, right = into.T, flat_x.T, flat
-                        torch.addmm(into, left, right, beta=int(filled), out=into)
+                        _add_product(grad_t[0], flat, xb.reshape(-1, dim), turn, filled)
                         filled = True
                 else:
                     if need_x:
@@ -296,8 +294,17 @@ def backward(
                     if need_t:
                         partial = torch.bmm(slopes.transpose(1, 2), xb)
                         into = grad_t[pb][b]
-                        into.copy_(partial if pn.start + n.start == 0 else into + partial)
-    return grad_x, grad_t.contiguous(), grad_w
+                        fresh = not filled and pn.start + n.start == 0
+                        into.copy_(partial if fresh else into + partial)
+    return grad_x, grad_t, grad_w
+
+
+def _add_product(into: Tensor, slopes: Tensor, x: Tensor, turn: bool, filled: bool) -> None:
+    """``into (F, D) += slopesᵀ x``, or written if not ``filled``; ``turn``: as its transpose."""
+    left, right = slopes.T, x
+    if turn:
+        into, left, right = into.T, x.T, slopes
+    torch.addmm(into, left, right, beta=int(filled), out=into)
 
 
 def _block_slopes(
