@@ -52,6 +52,14 @@ class FrequencyReport:
         null_floor: what ``ncfd_loss`` (root, ``alpha=0.5``) comes to for two sets of N samples
             with no difference but chance.
         warnings: what is wrong, each with what to change; empty if nothing is.
+
+    Example:
+        >>> x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+        >>> report = frequency_report(x, torch.full((16, 4), 9.0))  # far too high
+        >>> report.noise_share > 0.5, len(report.warnings) > 0
+        (True, True)
+        >>> sorted(report.scalars())[:2]
+        ['amplitude', 'distinct_frequencies']
     """
 
     num_samples: int
@@ -90,7 +98,11 @@ class FrequencyReport:
         return self.null_floor * math.sqrt(0.5 * (1 + self.num_samples / M))
 
     def scalars(self) -> dict[str, float]:
-        """The numbers worth logging over the course of a training, by name."""
+        """For a log.
+
+        Returns:
+            The numbers worth logging over the course of a training, by name.
+        """
         return {
             "norm": self.norms.median().item(),
             "phase_spread": self.phase_spread.median().item(),

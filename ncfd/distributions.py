@@ -87,6 +87,9 @@ def register_characteristic_function(
         >>> re, im = closed_form(Triangular(), torch.tensor([[0.0], [2.0]]))
         >>> re
         tensor([1.0000, 0.7081])
+
+    Source: the decorator is to characteristic functions what
+    ``torch.distributions.kl.register_kl`` is to divergences.
     """
     if not (isinstance(distribution_class, type) and issubclass(distribution_class, Distribution)):
         raise TypeError(

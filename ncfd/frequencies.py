@@ -185,7 +185,14 @@ class FrequencySampler(_Frequencies):
         self.hidden_dim = hidden
 
     def scales(self, generator: torch.Generator | None = None) -> Tensor:
-        """The standard deviations of K freshly drawn components, ``(K, D)``, positive."""
+        """Standard deviations of freshly drawn components.
+
+        Args:
+            generator: source of the noise that the network maps to scales. Default: PyTorch's own.
+
+        Returns:
+            ``(K, D)``, positive, within a factor ``max_ratio`` of ``scale``.
+        """
         check.check_generator(generator, self.base_scale.device)
         weight = next(self.network.parameters())
         noise = _draw("normal", (self.num_components, self.hidden_dim), weight, generator)
@@ -200,7 +207,14 @@ class FrequencySampler(_Frequencies):
             return scales * (wanted / (scales / largest).square().mean(1, keepdim=True).sqrt())
 
     def forward(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``(F, D)`` frequencies."""
+        """Draw frequencies.
+
+        Args:
+            generator: on the CPU, or on the module's device. Default: PyTorch's own.
+
+        Returns:
+            ``(F, D)`` on the module's device.
+        """
         scales = self.scales(generator)
         epsilon = _normal(self.num_frequencies, self.dim, self.method, scales, generator)
         # Frequency f is of component f mod K, so that each has F/K draws, rounded. Repeated,
@@ -245,12 +259,26 @@ class _FixedLaw(_Frequencies):
         )
 
     def scales(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """The scale now, ``(1, D)``; takes a generator like ψ's ``scales``, and ignores it."""
+        """The scale now.
+
+        Args:
+            generator: taken, like ψ's ``scales``, and ignored: nothing is drawn.
+
+        Returns:
+            ``(1, D)``, positive.
+        """
         scale = self.base_scale if self.raw_scale is None else self._bounded(self.raw_scale)
         return scale.unsqueeze(0)
 
     def forward(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``(F, D)`` frequencies."""
+        """Draw frequencies.
+
+        Args:
+            generator: on the CPU, or on the module's device. Default: PyTorch's own.
+
+        Returns:
+            ``(F, D)`` on the module's device.
+        """
         check.check_generator(generator, self.base_scale.device)
         scale = self.scales()
         return scale * self._standard(scale, generator).to(scale.dtype)

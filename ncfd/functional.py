@@ -299,6 +299,8 @@ def amplitude_phase(phi: Tensor) -> tuple[Tensor, Tensor]:
         >>> amplitude, phase = amplitude_phase(torch.tensor([2j]))
         >>> amplitude.item(), round(phase.item(), 4)
         (2.0, 1.5708)
+
+    Source: Li et al., *Reciprocal adversarial learning via characteristic functions*, NeurIPS 2020.
     """
     re, im = _split(phi, "phi")
     zero = (re == 0) & (im == 0)

@@ -117,8 +117,22 @@ class NCFDLoss(nn.Module):
         may be a ``Distribution`` or, with fixed frequencies, an already known φ. Neither side is
         detached: pass ``real`` without gradient where it should have none.
 
+        Args:
+            real: samples ``(*, N, D)``, a ``Distribution``, or a known φ.
+            synthetic: samples ``(*, M, D)``.
+            real_groups: integer labels ``(N,)`` in ``[0, num_groups)``; together with
+                ``synthetic_groups``.
+            synthetic_groups: integer labels ``(M,)``.
+            num_groups: G; required with labels.
+            real_weights: ``(*, N)``, non-negative, not all zero.
+            synthetic_weights: ``(*, M)``, likewise.
+
         Returns:
             A scalar; shape ``*`` with batch dimensions; ``(*, F)`` or ``(G, F)`` unreduced.
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: shapes, labels or weights that do not fit each other or the frequencies.
         """
         t = self.frequencies
         if self.sampler is not None:

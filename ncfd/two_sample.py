@@ -63,6 +63,14 @@ class TwoSampleTestResult:
         direction_share: share of the squared gradients along ``direction``: 1 if the sets differ
             along one line, 1/D if in all directions alike.
         seed: the seed that repeats this result.
+
+    Example:
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> result = two_sample_test(x, x[:100] + torch.tensor([1.0, 0.0]), seed=0)
+        >>> result.pvalue, result.direction.abs().argmax().item()  # the first feature
+        (0.001, 0)
+        >>> result.frequencies[result.top(3)].shape
+        torch.Size([3, 2])
     """
 
     statistic: float
@@ -86,7 +94,14 @@ class TwoSampleTestResult:
     seed: int
 
     def top(self, k: int = 3) -> Tensor:
-        """Indices of the ``k`` frequencies with most evidence, the strongest first."""
+        """Where the evidence is.
+
+        Args:
+            k: how many; more than F give all of them.
+
+        Returns:
+            Indices of the ``k`` frequencies with most evidence, the strongest first.
+        """
         return self.contributions.topk(min(k, len(self.contributions))).indices
 
     def __str__(self) -> str:

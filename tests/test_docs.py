@@ -7,6 +7,7 @@ after a ```python block holds what that block prints, to the letter.
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -202,6 +203,100 @@ def test_the_link_checker_complains(tmp_path, body, complaint):
 def test_the_link_checker_reads_style_sheets(tmp_path):
     (tmp_path / "x.css").write_text("a{background:url(https://example.org/x.png)}")
     assert "from elsewhere" in site(tmp_path, index="")[0]
+
+
+# --- docstrings --------------------------------------------------------------------------------
+
+
+def public_symbols():
+    """``(full name, object)`` of every public class and function, each once."""
+    importlib.import_module("ncfd.metrics")
+    seen = set()
+    for module in (ncfd, ncfd.functional, ncfd.distributions, ncfd.metrics):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if callable(value) and id(value) not in seen:
+                seen.add(id(value))
+                yield f"{module.__name__}.{name}", value
+
+
+def shown_methods(cls):
+    """The methods that the reference shows, the constructor and ``extra_repr`` aside."""
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] == "ncfd":
+            for name, value in vars(base).items():
+                if inspect.isfunction(value) and not name.startswith("_") and name != "extra_repr":
+                    yield name, value
+
+
+def lacks(value):
+    """The sections that the docstring of a public object should have and has not."""
+    text = inspect.getdoc(value) or ""
+    signature = inspect.signature(value)
+    arguments = [p for p in signature.parameters if p != "self"]
+    wanted = set()
+    if inspect.isclass(value):
+        # A result is made by a function, which takes the arguments, checks them and has the source.
+        made = hasattr(value, "__dataclass_fields__")
+        wanted = {"Attributes", "Example"} if made else {"Args", "Raises", "Example", "Source"}
+    elif "." in value.__qualname__:  # a method: the example is that of its class
+        wanted |= {"Args"} if arguments else set()
+        wanted |= {"Returns"} if signature.return_annotation not in ("None", None) else set()
+    else:
+        wanted = {"Args", "Returns", "Raises", "Example", "Source"}
+    found = set(re.findall(r"^(Attributes|Args|Returns|Raises|Example|Source)\b.*?:", text, re.M))
+    missing = sorted(wanted - found)
+    if "Example" in found and ">>> " not in text:
+        missing.append("an executed example")
+    # Each argument by its name, at the depth of its section.
+    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", text + "\n", re.M)
+    listed = re.findall(r"^    (\w+):", section.group(1), re.M) if section else []
+    if wanted & {"Args", "Attributes"}:
+        missing += [name for name in arguments if name not in listed]
+        missing += [f"no argument {name}" for name in listed if name not in arguments]
+    return missing
+
+
+SYMBOLS = dict(public_symbols())
+
+
+@pytest.mark.parametrize("name", SYMBOLS)
+def test_public_symbols_are_documented_in_full(name):
+    value = SYMBOLS[name]
+    assert lacks(value) == []
+    if inspect.isclass(value):
+        assert {m: lacks(f) for m, f in shown_methods(value) if lacks(f)} == {}
+
+
+def test_an_incomplete_docstring_is_noticed():
+    def f(x, y):
+        """One line.
+
+        Args:
+            x: a number.
+            z: no such thing.
+
+        Returns:
+            A number.
+
+        Example:
+            None.
+        """
+
+    f.__qualname__ = "f"
+    assert lacks(f) == ["Raises", "Source", "an executed example", "y", "no argument z"]
+
+
+def test_every_public_symbol_has_a_place_in_the_sources_of_the_reference():
+    """The built inventory is checked by ``docs/build.py``; this needs no build."""
+    text = "".join(p.read_text(encoding="utf-8") for p in sorted((DOCS / "api").glob("*.rst")))
+    shown, module = set(), ""
+    for directive, name in re.findall(r"^\.\. (currentmodule|auto\w+):: ([\w.]+)", text, re.M):
+        if directive == "currentmodule":
+            module = name
+        else:
+            shown.add(f"{module}.{name}")
+    assert set(SYMBOLS) == shown
 
 
 def test_the_documented_version_is_that_of_the_package():

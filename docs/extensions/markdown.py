@@ -1,4 +1,4 @@
-"""Markdown for the guide: ``$formula$``, ``$$formula$$`` and ``[text](api:ncfd.symbol)``.
+"""Markdown for the guide: ``$formula$``, ``$$formula$$``, ``[text](api:ncfd.symbol)``, whole options.
 
 An ordinary Python-Markdown extension, so that every tool built on Python-Markdown can read the
 guide. Pages lie in one folder, which is why a link to the API is the same from each of them.
@@ -10,12 +10,13 @@ import os
 import re
 import zlib
 from pathlib import Path
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 from markdown import Extension, Markdown
 from markdown.blockprocessors import BlockProcessor
 from markdown.inlinepatterns import InlineProcessor
 from markdown.treeprocessors import Treeprocessor
+from markdown.util import AtomicString
 
 from extensions.latex import to_mathml
 
@@ -67,6 +68,32 @@ class _ApiLinks(Treeprocessor):
                 raise ValueError(f"the API reference has no symbol {name!r}")
 
 
+class _WholeOptions(Treeprocessor):
+    """Keep a line from breaking after the hyphens of ``--an-option`` in inline code."""
+
+    _OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
+
+    def run(self, root: Element) -> None:
+        for code in root.iter("code"):
+            if len(code) or not code.text or not self._OPTION.search(code.text):
+                continue
+            text, code.text = str(code.text), None
+            end, last = 0, None
+            for option in self._OPTION.finditer(text):
+                _append(code, last, text[end : option.start()])
+                last = SubElement(code, "span", {"class": "whole"})
+                last.text = AtomicString(option.group())
+                end = option.end()
+            _append(code, last, text[end:])
+
+
+def _append(parent: Element, last: Element | None, text: str) -> None:
+    if last is None:
+        parent.text = AtomicString(text)
+    else:
+        last.tail = AtomicString(text)
+
+
 def read_inventory(path: Path) -> dict[str, str]:
     """Full name to address, from a Sphinx ``objects.inv`` (version 2)."""
     data = path.read_bytes()
@@ -81,7 +108,7 @@ def read_inventory(path: Path) -> dict[str, str]:
 
 
 class NcfdMarkdown(Extension):
-    """Registers the three."""
+    """Registers the four."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         inventory = os.environ.get(INVENTORY)
@@ -93,6 +120,7 @@ class NcfdMarkdown(Extension):
         md.parser.blockprocessors.register(_DisplayMath(md.parser), "ncfd-display-math", 85)
         # Last, after MkDocs has resolved the links between pages.
         md.treeprocessors.register(_ApiLinks(md, addresses), "ncfd-api-links", -10)
+        md.treeprocessors.register(_WholeOptions(md), "ncfd-whole-options", -20)
 
 
 def makeExtension(**options: object) -> NcfdMarkdown:  # noqa: N802
