@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ncfd import _validation as check
+from ncfd._devices import widest_float
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,10 +44,6 @@ def check_initialized(name: str) -> None:
         raise ValueError(
             f"{name} needs torch.distributed: call torch.distributed.init_process_group first"
         )
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _AllReduce(torch.autograd.Function):
@@ -101,7 +98,7 @@ def add_up(values: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     watched = torch.is_grad_enabled() and not transformed
     needed = watched and any(v.requires_grad for v in values)
-    wide = _widest(values[0].device)
+    wide = widest_float(values[0].device)
     flags = values[0].new_full((1,), float(needed), dtype=wide)
     flat = torch.cat([flags, *(v.reshape(-1).to(wide) for v in values)])
     total: Tensor = _AllReduce.apply(flat.requires_grad_() if watched else flat, group)

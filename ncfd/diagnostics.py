@@ -206,7 +206,7 @@ def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
     cos_sum, sin_sum = ops.sums(x.unsqueeze(0), t.unsqueeze(0))
     amplitude = torch.hypot(cos_sum, sin_sum)[0, 0] / N
     noise_floor = 1 / math.sqrt(N)
-    below = (amplitude < noise_floor).double().mean().item()
+    below = (amplitude < noise_floor).cpu().double().mean().item()
     phase_rms = rms.square().mean().sqrt().item()
     errors = {name: relative * phase_rms for name, relative in _PHASE_ERRORS.items()}
     # √½ E|Δ| for a complex normal Δ of variance 2 (1 - |φ|²)/N: √½ √π/2 √2 = √π/2 = 0.886.
@@ -222,7 +222,7 @@ def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
         noise_floor=noise_floor,
         share_below_floor=below,
         noise_share=min(1.0, below / _NOISE_BELOW_FLOOR),
-        share_wrapped=(spread > math.pi).double().mean().item(),
+        share_wrapped=(spread > math.pi).cpu().double().mean().item(),
         distinct_frequencies=_distinct(t, up_to_sign=True),
         distinct_samples=_distinct(x),
         phase_rms=phase_rms,

@@ -41,6 +41,8 @@ from torch.distributions import (
     Uniform,
 )
 
+from ncfd._devices import widest_float
+
 __all__ = ["closed_form", "register_characteristic_function"]
 
 # Re φ and Im φ. Complex tensors stay at the public edge because inductor does not compile them.
@@ -407,8 +409,7 @@ def _student_t_modulus(df: Tensor, s: Tensor) -> Tensor:
     Absolute error in float64 about 1e-14 for df from 0.05 to 1e6 and |s| > 1e-11.
     """
     dtype = torch.promote_types(df.dtype, s.dtype)
-    # Apple's GPU has no float64; there the rule runs in float32 with its rounding.
-    working = torch.float32 if s.device.type == "mps" else torch.float64
+    working = widest_float(s.device)
     a = 0.5 * df.to(working)
     quarter_square = 0.25 * df.to(working) * s.to(working).square()  # z²/4
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ncfd import _processes, ops
 from ncfd import _validation as check
+from ncfd._devices import moved, widest_float
 
 __all__ = ["CharacteristicFunction"]
 
@@ -67,7 +68,8 @@ class CharacteristicFunction(nn.Module):
         dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
         self.register_buffer("t", t.detach().to(dtype, copy=True))
         shape = (t.shape[0],) if num_groups is None else (num_groups, t.shape[0])
-        zeros = torch.zeros(shape, dtype=_widest(t.device), device=t.device)
+        # In float64 10^7 additions cost no digit that float32 shows.
+        zeros = torch.zeros(shape, dtype=widest_float(t.device), device=t.device)
         self.register_buffer("cos_sum", zeros)
         self.register_buffer("sin_sum", zeros.clone())
         # Σ w, that is the number of samples where there are no weights: () or (G,).
@@ -235,10 +237,5 @@ class CharacteristicFunction(nn.Module):
         device = fn(self.t.new_empty(0)).device
         self.t = self.t.to(device)
         for name in ("cos_sum", "sin_sum", "total"):
-            setattr(self, name, getattr(self, name).to(device, _widest(device)))
+            setattr(self, name, moved(getattr(self, name), device))
         return self
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    """float64, where the device has it: 10^7 additions then cost no digit that float32 shows."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ncfd import _validation as check
+from ncfd._devices import widest_float
 
 __all__ = [
     "FrequencySampler",
@@ -388,12 +389,12 @@ class StudentTFrequencies(_FixedLaw):
             points = _sobol(self.num_frequencies, self.dim + 1, like, generator)
             normal = _normal_quantile(points[:, : self.dim])
             # χ²_df quantiles have no closed form: invert the gamma distribution function.
-            chi2 = 2 * _gamma_quantile(points[:, self.dim :].double(), self.df / 2)
+            chi2 = 2 * _gamma_quantile(points[:, self.dim :].cpu().double(), self.df / 2)
         else:
             normal = _normal(self.num_frequencies, self.dim, self.method, like, generator)
             device = like.device if generator is None else generator.device
-            shape, double = (self.num_frequencies, 1), torch.float64
-            half_df = torch.full(shape, self.df / 2, dtype=double, device=device)
+            shape, wide = (self.num_frequencies, 1), widest_float(device)
+            half_df = torch.full(shape, self.df / 2, dtype=wide, device=device)
             chi2 = 2 * torch._standard_gamma(half_df, generator=generator)
         # With few degrees of freedom χ² can round to 0: keep the quotient finite.
         return normal / torch.sqrt(chi2.clamp_min(1e-30) / self.df).to(normal)

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from ncfd import _processes, ops
 from ncfd import _validation as check
+from ncfd._devices import widest_float
 from ncfd.distributions import closed_form
 
 __all__ = [
@@ -225,7 +226,7 @@ def _of_all_processes(
         )
         values += [side.cos, side.sin, *weighed, side.cos.new_tensor(side.faults)]
     visible = check.values_visible(t)
-    mark = t.new_zeros(3, dtype=torch.float64)
+    mark = t.new_zeros(3, dtype=widest_float(t.device))
     if visible:
         total = t.detach().sum(dtype=torch.float64)
         mark = torch.stack([total, total.square(), t.detach().abs().sum(dtype=torch.float64)])

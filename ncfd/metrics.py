@@ -20,6 +20,7 @@ except ImportError as error:  # pragma: no cover - the tests install it
 
 from ncfd import _validation as check
 from ncfd import functional, ops
+from ncfd._devices import moved, widest_float
 
 __all__ = ["NCFDMetric"]
 
@@ -123,15 +124,16 @@ class NCFDMetric(Metric):
         # Half types cannot hold a phase; a copy, because a later change would spoil the sums.
         dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
         self.register_buffer("frequencies", t.to(dtype, copy=True))
-        zeros = torch.zeros(len(t), dtype=torch.float64, device=t.device)
+        wide = widest_float(t.device)
+        zeros = torch.zeros(len(t), dtype=wide, device=t.device)
         for side in ("real", "synthetic"):
             self.add_state(f"{side}_cos_sum", zeros.clone(), dist_reduce_fx="sum")
             self.add_state(f"{side}_sin_sum", zeros.clone(), dist_reduce_fx="sum")
             self.add_state(f"{side}_count", zeros[0].clone(), dist_reduce_fx="sum")
         # A number that all entries of t enter. The maxima of it and of its negative over the
         # processes show whether all have the same frequencies.
-        ramp = torch.arange(1, t.numel() + 1, dtype=torch.float64, device=t.device)
-        mark = (t.double().flatten() * ramp).sum()
+        ramp = torch.arange(1, t.numel() + 1, dtype=wide, device=t.device)
+        mark = (t.to(wide).flatten() * ramp).sum()
         self.add_state("frequencies_mark", torch.stack([mark, -mark]), dist_reduce_fx="max")
 
     @torch.no_grad()
@@ -212,12 +214,23 @@ class NCFDMetric(Metric):
         return value.mean().to(self.frequencies.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Self:
-        # A cast of the module around leaves the frequencies alone, as torchmetrics does its states:
-        # the sums belong to exactly these.
+        # Only the device is taken over. A cast of the module around leaves the frequencies and
+        # the sums alone: they belong together.
         t = self.frequencies
+        device = fn(t.new_empty(0)).device
+        states = {k: v for k, v in self._defaults.items() if isinstance(v, Tensor)}  # all of them
+        starts = {name: moved(value, device) for name, value in states.items()}
+        sums = {name: moved(getattr(self, name), device) for name in starts}
+        self._hold(sums, starts)  # before, because fn moves them as they are, and again after it
         super()._apply(fn, exclude_state)
-        self.frequencies = t.to(self.frequencies.device)
+        self._hold(sums, starts)
+        self.frequencies = t.to(device)
         return self
+
+    def _hold(self, sums: dict[str, Tensor], starts: dict[str, Tensor]) -> None:
+        for name, value in sums.items():
+            setattr(self, name, value)
+            self._defaults[name] = starts[name]
 
     def reset(self) -> None:
         """Forget all samples, or all synthetic ones with ``reset_real_features=False``."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ncfd import _validation as check
 from ncfd import ops
+from ncfd._devices import widest_float
 
 __all__ = ["TwoSampleTestResult", "two_sample_test"]
 
@@ -356,7 +357,7 @@ def _as_tensor(value: object, name: str) -> Tensor:
         raise TypeError(f"{name} must hold real numbers, got {check.describe(value)}")
     value = check.check_tensor(value, name).detach()
     if not value.is_floating_point():
-        value = value.to(torch.float64 if value.device.type != "mps" else torch.float32)
+        value = value.to(widest_float(value.device))
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
@@ -597,7 +598,7 @@ def _permutation(
             for sign, m in ((1, small), (-1, n - small))
         ]
         one, two = ((side[0], side[1]) for side in sides)
-        unbiased = _unbiased(one, two, small, n - small).double().cpu()  # (b, F)
+        unbiased = _unbiased(one, two, small, n - small).cpu().double()  # (b, F)
         last = first + len(labels)
         for k, part in enumerate(slices):
             values[first:last, k] = unbiased[:, part].mean(1)
@@ -630,7 +631,7 @@ def _labelled_sums(
 ) -> tuple[Tensor, Tensor]:
     """Σ over the labelled rows of cos - p and sin - p: labels ``(b, n)`` -> two ``(b, F)``."""
     b, F = len(labels), len(t)
-    sums = torch.zeros(b, 2 * F, dtype=_wide(z), device=z.device)
+    sums = torch.zeros(b, 2 * F, dtype=widest_float(z.device), device=z.device)
     rows = max(1, _BLOCK_BYTES // (z.element_size() * max(4 * F, b)))
     with torch.autocast(z.device.type, enabled=False):
         for first in range(0, len(z), rows):
@@ -640,14 +641,11 @@ def _labelled_sums(
     return sums[:, :F], sums[:, F:]
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
 def _moments(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``(2F,)`` and covariance ``(2F, 2F)`` (divided by N) of cos and sin at ``t``."""
     F = len(t)
-    x, t = x.to(_wide(x)), t.to(_wide(x))
+    wide = widest_float(x.device)
+    x, t = x.to(wide), t.to(wide)
     mean = torch.cat(_phi(x, t))
     square = mean.new_zeros(2 * F, 2 * F)
     rows = max(1, _BLOCK_BYTES // (4 * F * x.element_size()))

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,8 +13,15 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 from torch.utils.checkpoint import checkpoint
 
-from ncfd import CharacteristicFunction, FrequencySampler, NCFDLoss
-from ncfd.functional import ncfd_loss
+from ncfd import (
+    CharacteristicFunction,
+    FrequencySampler,
+    GaussianFrequencies,
+    LaplaceFrequencies,
+    NCFDLoss,
+    StudentTFrequencies,
+)
+from ncfd.functional import gradient_reversal, ncfd_loss
 
 N, M, D, F, G = 21, 14, 5, 8, 3
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -257,6 +265,45 @@ def test_modules_stored_before_there_were_processes_load() -> None:
     old.load_state_dict(torch.load(file, weights_only=True))
 
 
+# Names and shapes of everything that is stored, as version 0.1 writes it. A name that changes
+# leaves the files of users behind: let the new class read the old name too, and add a line here.
+MIXTURE = {"base_scale": (3,)} | {
+    f"network.{k}.{name}": shape
+    for k, weight, bias in ((0, (16, 16), 16), (1, (16,), 16), (3, (16, 16), 16), (4, (16,), 16))
+    for name, shape in (("weight", weight), ("bias", (bias,)))
+}
+MIXTURE |= {"network.6.weight": (3, 16), "network.6.bias": (3,)}
+SCALES = {"base_scale": (3,), "raw_scale": (3,)}
+STORED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
+    "mixture": (lambda: FrequencySampler(3, 8), MIXTURE),
+    "gaussian": (lambda: GaussianFrequencies(3, 8, learnable=True), SCALES),
+    "student": (lambda: StudentTFrequencies(3, 8, learnable=True), SCALES),
+    "fixed scale": (lambda: LaplaceFrequencies(3, 8), {"base_scale": (3,)}),
+    "loss": (lambda: NCFDLoss(torch.ones(8, 3)), {"frequencies": (8, 3)}),
+    "loss with a sampler": (
+        lambda: NCFDLoss(FrequencySampler(3, 8)),
+        {f"sampler.{name}": shape for name, shape in MIXTURE.items()},
+    ),
+    "stream": (
+        lambda: CharacteristicFunction(torch.ones(8, 3), 2),
+        {"t": (8, 3), "cos_sum": (2, 8), "sin_sum": (2, 8), "total": (2,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_states_of_version_0_1_load(name: str) -> None:
+    make, shapes = STORED[name]
+    module = make()
+    state = {
+        k: torch.rand(shape, generator=torch.Generator().manual_seed(i))
+        for i, (k, shape) in enumerate(shapes.items())
+    }
+    module.load_state_dict(state)  # strict: no name more, no name less
+    for k, value in module.state_dict().items():
+        assert torch.equal(value, state[k].to(value.dtype)), k
+
+
 # --- graphs ---------------------------------------------------------------------------------------
 
 
@@ -305,6 +352,39 @@ def test_transforms_compile_with_weights_and_under_autocast() -> None:
 
     compiled = torch.compile(grad(loss), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(weights), grad(loss)(weights), rtol=1e-5, atol=1e-7)
+
+
+def test_compiled_graphs_check_labels_and_no_other_values() -> None:
+    """As the guide says ("Inside a compiled graph"): eager code refuses each of these."""
+    torch.compiler.reset()
+    x, y, t = data().values()
+
+    def weighted(weights: Tensor) -> Tensor:
+        return ncfd_loss(x, y, t, y_weights=weights)
+
+    def labelled(labels: Tensor) -> Tensor:
+        return ncfd_loss(x, y, t, x_groups=labels, y_groups=LABELS["y_groups"] % 2, num_groups=G)
+
+    ones, zeros = torch.ones(M, dtype=torch.float64), torch.zeros(N, dtype=torch.int64)
+    refused = (
+        (weighted, -ones, "y_weights must be non-negative"),
+        (weighted, 0 * ones, "y_weights must not be all zero"),
+        (labelled, zeros + 2, "no group in common"),
+        (labelled, zeros + G, r"x_groups must lie in \[0, num_groups = 3\)"),
+    )
+    for function, value, message in refused:
+        with pytest.raises(ValueError, match=message):
+            function(value)
+    compiled = torch.compile(weighted, backend="aot_eager", fullgraph=True)
+    close(compiled(-ones), weighted(ones))  # the sign cancels
+    assert compiled(0 * ones).isnan()
+    compiled = torch.compile(labelled, backend="aot_eager", fullgraph=True)
+    assert compiled(zeros + 2).isnan()
+    with pytest.raises(ValueError, match="labels must lie in"):
+        compiled(zeros + G)
+    compiled = torch.compile(gradient_reversal, backend="aot_eager", fullgraph=True)
+    assert compiled(torch.tensor(torch.inf)).isnan()
+    assert gradient_reversal(torch.tensor(torch.inf)).isinf()
 
 
 class Exported(nn.Module):
