@@ -192,7 +192,8 @@ class FrequencySampler(_Frequencies):
             generator: source of the noise that the network maps to scales. Default: PyTorch's own.
 
         Returns:
-            ``(K, D)``, positive, within a factor ``max_ratio`` of ``scale``.
+            ``(K, D)``, positive, within a factor ``max_ratio`` of ``scale`` (its square with
+            ``fixed_norm``).
         """
         check.check_generator(generator, self.base_scale.device)
         weight = next(self.network.parameters())

@@ -250,7 +250,7 @@ def lacks(value):
         missing.append("an executed example")
     # Each argument by its name, at the depth of its section.
     section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", text + "\n", re.M)
-    listed = re.findall(r"^    (\w+):", section.group(1), re.M) if section else []
+    listed = re.findall(r"^    \**(\w+):", section.group(1), re.M) if section else []
     if wanted & {"Args", "Attributes"}:
         missing += [name for name in arguments if name not in listed]
         missing += [f"no argument {name}" for name in listed if name not in arguments]
@@ -495,6 +495,26 @@ def test_quoted_benchmarks_are_those_on_file():
             assert cells[1:] == errors[cells[0], "0.1"] + errors[cells[0], "1"], cells[0]
             quoted += 1
     assert quoted == 13
+
+
+def rendered(text):
+    markdown = pytest.importorskip("markdown", reason="a part of the documentation's tools")
+    pytest.importorskip("latex2mathml", reason="a part of the documentation's tools")
+    sys.path.insert(0, str(DOCS))
+    try:
+        from extensions.markdown import makeExtension
+    finally:
+        sys.path.remove(str(DOCS))
+    return markdown.markdown(text, extensions=[makeExtension(), "fenced_code"])
+
+
+def test_options_are_not_broken_at_their_hyphens():
+    html = rendered("Pass `run.py --an-option 3 -k x`, and `a-b` as it is.")
+    assert html.count('<span class="whole">') == 2
+    assert '<span class="whole">--an-option</span> 3 <span class="whole">-k</span> x' in html
+    assert "<code>a-b</code>" in html
+    assert re.sub("<[^>]+>", "", html) == "Pass run.py --an-option 3 -k x, and a-b as it is."
+    assert "whole" not in rendered("```sh\nrun --an-option\n```")
 
 
 def test_a_symbol_missing_from_the_reference_is_noticed(tmp_path):

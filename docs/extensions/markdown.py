@@ -1,4 +1,4 @@
-"""Markdown for the guide: ``$formula$``, ``$$formula$$``, ``[text](api:ncfd.symbol)``, whole options.
+"""Markdown for the guide: ``$formula$``, ``$$formula$$`` and ``[text](api:ncfd.symbol)``.
 
 An ordinary Python-Markdown extension, so that every tool built on Python-Markdown can read the
 guide. Pages lie in one folder, which is why a link to the API is the same from each of them.
