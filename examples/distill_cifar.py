@@ -411,7 +411,7 @@ def run(
         config = replace(config, loss="squared")
         tqdm.write("a class has a single real image, so the loss is squared instead of unbiased")
     network = networks.ConvNet(
-        data.channels, data.size, data.num_classes, config.width, config.depth
+        data.channels, data.size, data.num_classes, config.width, config.depth, config.amp
     ).to(device)
 
     # The sets that need no matching, each with its ρ.
@@ -483,6 +483,7 @@ def run(
             config.width,
             config.depth,
             config.full_epochs,
+            config.amp,
         ),
         headline=config.method,
         networks=config.eval_networks,
@@ -591,6 +592,8 @@ def get_zoo(
         "width": config.width,
         "depth": config.depth,
     }
+    # Not an own key of the others: zoos that were saved before there was such an option still fit.
+    needed |= {"amp": True} if config.amp else {}
     own = needed | {"size": config.zoo_size, "epochs": config.zoo_epochs, "seed": config.seed}
     if given is not None:
         return load_zoo(given, needed, data.device)

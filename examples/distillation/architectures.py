@@ -20,11 +20,21 @@ NAMES = ("convnet", "alexnet", "vgg11", "resnet18")
 
 
 def make(
-    name: str, channels: int, size: int, num_classes: int, *, width: int, depth: int
+    name: str,
+    channels: int,
+    size: int,
+    num_classes: int,
+    *,
+    width: int,
+    depth: int,
+    amp: bool = False,
 ) -> nn.Module:
-    """Return a network that maps images to (features, logits). `width`, `depth`: the ConvNet's."""
+    """Return a network that maps images to (features, logits).
+
+    `width`, `depth` and `amp` are the ConvNet's.
+    """
     if name == "convnet":
-        return ConvNet(channels, size, num_classes, width, depth)
+        return ConvNet(channels, size, num_classes, width, depth, amp)
     if size < 16:
         raise ValueError(
             f"--eval-networks {name} needs images of 16 pixels or more, since it halves them four "

@@ -32,6 +32,7 @@ class Recipe:
     width: int  # of the ConvNet
     depth: int
     full_epochs: int = 1  # passes over the whole training part, where that is judged
+    amp: bool = False  # bfloat16 products, in the ConvNet
 
 
 @dataclass
@@ -113,6 +114,7 @@ def judge(
                 data.num_classes,
                 width=recipe.width,
                 depth=recipe.depth,
+                amp=recipe.amp,
             ).to(data.device)
         label = "-".join(
             [name, *[architecture] * (architecture != "convnet"), *["plain"] * (not augment)]

@@ -1,6 +1,7 @@
 """The ConvNet of the method, and running several of them at once."""
 
 import collections
+import contextlib
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,20 @@ class ConvNet(nn.Module):
         num_classes: C.
         width: channels of every block.
         depth: number of blocks.
+        amp: form products in bfloat16. Norms, features and logits stay in float32.
     """
 
-    def __init__(self, channels: int, size: int, num_classes: int, width: int, depth: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        num_classes: int,
+        width: int,
+        depth: int,
+        amp: bool = False,
+    ) -> None:
         super().__init__()
+        self.amp = amp
         blocks: list[nn.Module] = []
         for k in range(depth):
             blocks += [
@@ -50,12 +61,21 @@ class ConvNet(nn.Module):
         With `layers` > 1 the features of that many last blocks, side by side, the last block last.
         """
         x, ends = images, []
-        for k, module in enumerate(self.blocks):
-            x = module(x)
-            if k % 4 == 3 and len(self.features) - k // 4 <= layers:
-                ends.append(x.flatten(1))
-        features = ends[0] if layers == 1 else torch.cat(ends, 1)
-        return features, self.classifier(ends[-1])
+        with self._precision(images):
+            for k, module in enumerate(self.blocks):
+                if self.amp and isinstance(module, nn.GroupNorm):
+                    x = x.float()
+                x = module(x)
+                if k % 4 == 3 and len(self.features) - k // 4 <= layers:
+                    ends.append(x.flatten(1))
+            features = ends[0] if layers == 1 else torch.cat(ends, 1)
+            logits = self.classifier(ends[-1])
+        return (features.float(), logits.float()) if self.amp else (features, logits)
+
+    def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[object]:
+        if not self.amp:
+            return contextlib.nullcontext()
+        return torch.autocast(images.device.type, torch.bfloat16)
 
 
 def default_depth(size: int) -> int:

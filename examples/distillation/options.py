@@ -94,6 +94,7 @@ class Config:
     fine_tune: bool = False
     layers: int = 1  # last blocks whose features are matched
     memory_limit_gb: float | None = None  # 1e9 bytes; None handles all classes together
+    amp: bool = False  # bfloat16 products in the ConvNets
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -286,6 +287,12 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         metavar="X",
         help="handle as many classes at a time as fit into X·10⁹ bytes, and add up their gradients",
+    )
+    add(
+        "--amp",
+        action="store_true",
+        help="form the products of the ConvNets in bfloat16, wherever one is run; norms and phases "
+        "stay in float32. Meant for a GPU",
     )
     add("--eval-epochs", type=int, help="training epochs of an evaluation network")
     add("--eval-runs", type=int, help="evaluation networks")

@@ -140,7 +140,7 @@ def _ingredients(
     else:
         machine = (torch.cuda.get_device_name(device), torch.backends.cudnn.version())
     shapes = [(name, tuple(p.shape)) for name, p in network.named_parameters()]
-    architecture = (type(network).__name__, shapes)
+    architecture = (type(network).__name__, shapes, *["amp"] * getattr(network, "amp", False))
     code = (RECIPE, torch.__version__, device.type, machine)
     return (*code, architecture, data.fingerprint(), asdict(strategy), epochs, seed)
 

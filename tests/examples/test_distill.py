@@ -72,6 +72,14 @@ def test_a_run_writes_everything(finished):
     assert all(line in page for line in results["warnings"])
 
 
+def test_bfloat16_products_run_to_the_end(finished, tmp_path):
+    results = run(tmp_path / "amp", "--amp", "--no-baselines")
+    assert results["config"]["amp"]
+    # Of a zoo of its own, kept apart in the cache.
+    assert results["zoo_members_from_cache"] == 0
+    assert not torch.equal(stored(tmp_path / "amp")[0], stored(finished[0])[0])
+
+
 def test_the_loader_gives_images_to_train_on(finished, digits):
     folder, _ = finished
     images, labels, info = stored(folder)

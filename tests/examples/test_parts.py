@@ -57,6 +57,26 @@ def test_stacked_networks_are_the_networks_one_by_one():
         torch.testing.assert_close(chunked[:6], logits, atol=1e-5, rtol=1e-4)
 
 
+def test_bfloat16_products_give_nearly_the_same_features_and_slopes():
+    def seen(amp):
+        network = networks.ConvNet(3, 16, 10, width=16, depth=2, amp=amp)
+        weights = networks.initial_weights(network, generator(0))
+        images = torch.randn(6, 3, 16, 16, generator=generator(1)).requires_grad_()
+        features, logits = networks.run(network, weights, images)
+        features.square().sum().backward()
+        singles = networks.stack([weights, weights])
+        stacked = networks.run_stacked(network, singles, torch.stack([images, images]))
+        return features.detach(), logits.detach(), images.grad, stacked[1].detach()
+
+    # Eight bits are an error of 2^-9 a product. A slope changes more: wherever a value near zero
+    # comes out on the other side of a ReLU, a whole slope appears or is lost.
+    bounds = {"features": 0.02, "logits": 0.02, "slopes": 0.2, "stacked": 0.02}
+    for name, half, whole in zip(bounds, seen(True), seen(False), strict=True):
+        assert half.dtype == whole.dtype == torch.float32
+        error = ((half - whole).norm() / whole.norm()).item()
+        assert 1e-4 < error < bounds[name], (name, error)
+
+
 def test_networks_trained_side_by_side_are_the_networks_trained_alone(digits):
     network = networks.ConvNet(1, 16, 10, width=4, depth=2)
 
