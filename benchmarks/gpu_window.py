@@ -248,9 +248,16 @@ class Ledger:
     def __init__(self, file: Path, header: dict[str, Any], listed: list[Stage]) -> None:
         self.file = file
         known = json.loads(file.read_text()) if file.exists() else {}
+        for what in ("quick", "device"):
+            if known.get(what, header[what]) != header[what]:
+                raise SystemExit(
+                    f"error: {file.parent} holds a window with {what} {known[what]}, this is one with "
+                    f"{what} {header[what]}; give another --work"
+                )
         before = known.get("stages", {})
         fresh = {"status": "left", "seconds": 0.0, "calls": 0}
         self.stages = {s.name: before.get(s.name, dict(fresh)) for s in listed}
+        self.stages |= {name: e for name, e in before.items() if name not in self.stages}
         for entry in self.stages.values():
             if entry["status"] == "running":  # a call that was killed
                 entry["status"] = "stopped"
@@ -525,7 +532,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         restore(args.restore, args)
     listed = chosen(stages(args), args.only, args.skip)
     window = Window(args, began)
-    ledger = Ledger(args.work / "ledger.json", {"quick": args.quick, "environment": env}, listed)
+    header = {"quick": args.quick, "device": args.device, "environment": env}
+    ledger = Ledger(args.work / "ledger.json", header, listed)
     with window.catching():
         failed = play(window, listed, ledger, env)
     ledger.content["calls"].append(

@@ -118,6 +118,23 @@ def test_a_call_that_was_killed_has_lost_nothing(small):
     assert ledger(out)["stages"]["counting"]["calls"] == 2
 
 
+def test_stages_that_are_left_out_stay_in_the_ledger(small):
+    call, work, out = small
+    call("--only", "last")
+    assert call("--only", "fail*,counting", "--skip", "failing") == 0
+    assert statuses(out) == {"counting": "done", "last": "done"}
+    assert (work / "last.txt").read_text() == "x"
+
+
+def test_a_rehearsal_is_not_taken_for_the_real_thing(small):
+    call, work, _ = small
+    call("--only", "last")
+    entry = ledger(work)
+    (work / "ledger.json").write_text(json.dumps(entry | {"quick": False}))
+    with pytest.raises(SystemExit, match="quick False, this is one with quick True; give another"):
+        call()
+
+
 def test_without_time_nothing_is_begun(small):
     call, _, out = small
     assert call(seconds="0.01") == 0
