@@ -251,8 +251,8 @@ class Ledger:
         for what in ("quick", "device"):
             if known.get(what, header[what]) != header[what]:
                 raise SystemExit(
-                    f"error: {file.parent} holds a window with {what} {known[what]}, this is one with "
-                    f"{what} {header[what]}; give another --work"
+                    f"error: {file.parent} holds a window with {what} {known[what]}, this is one "
+                    f"with {what} {header[what]}; give another --work"
                 )
         before = known.get("stages", {})
         fresh = {"status": "left", "seconds": 0.0, "calls": 0}

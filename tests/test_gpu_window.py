@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -264,48 +265,49 @@ def test_an_archive_is_unpacked_once(tmp_path):
         gpu_window.find_images(archive, tmp_path / "work")
 
 
-@pytest.mark.slow  # several minutes: every stage of the list, in processes of their own
-def test_the_whole_list_with_interruptions(tmp_path):
-    """Calls that end by themselves, by a signal, by a kill; then a machine that has only `out`."""
+@pytest.mark.slow  # several minutes: stages of every kind, in processes of their own
+def test_stages_of_every_kind_with_interruptions(tmp_path):
+    """A kill, then a signal, then a call on another machine that has only `out`."""
     tree(tmp_path / "images", ["cold", "warm"])
     archive = tmp_path / "images.tar.gz"
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(tmp_path / "images", "images")
-    own = [
-        *REHEARSAL,
-        "--data",
-        str(archive),
-        "--out",
-        str(tmp_path / "out"),
-        "--skip",
-        "grid-[a-z]*-*",
-    ]
+    out = tmp_path / "out"
+    # Of the grid one stage of each player: the others differ by an option only.
+    own = [*REHEARSAL, "--data", str(archive), "--out", str(out), "--seconds", "1800"]
+    own += ["--skip", "grid-[aFe]*,grid-psi-[dnlu]*,grid-no-psi-*,grid-mmd*,grid-dm"]
 
-    def call(work, seconds, *more, end=None):
-        command = [*SCRIPT, *own, "--work", str(tmp_path / work), "--seconds", str(seconds), *more]
+    def call(work, *more, end=None, during=None):
+        """Run a call; give it a signal while a stage runs. Returns its status."""
+        command = [*SCRIPT, *own, "--work", str(tmp_path / work), *more]
         with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-            if end is None:
-                return process.wait()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.send_signal(end)
+            file = tmp_path / work / "ledger.json"
+            while end is not None and process.poll() is None:
+                time.sleep(0.2)
+                if file.exists() and statuses(file.parent).get(during) == "running":
+                    time.sleep(1.0)
+                    process.send_signal(end)
+                    end = None
             return process.wait()
 
-    work = "work"
-    assert call(work, 15) == 0
-    call(work, 600, end=signal.SIGTERM)
-    call(work, 600, end=signal.SIGKILL)
-    before = ledger(tmp_path / work)["stages"]
-    assert call("elsewhere", 1200, "--restore", str(tmp_path / "out")) == 0
-    found = ledger(tmp_path / "out")["stages"]
+    work = tmp_path / "work"
+    assert call("work", end=signal.SIGKILL, during="loss") == -signal.SIGKILL
+    assert statuses(work)["loss"] == "running"
+    assert call("work", end=signal.SIGTERM, during="cifar10-ipc10") == 0
+    before = ledger(work)["stages"]
+    assert [before[name]["status"] for name in ("cuda-tests", "loss", "zoo")] == ["done"] * 3
+    assert before["cifar10-ipc10"]["status"] == "stopped"
+    assert before["cifar10-ipc1"]["status"] == "left"
+    assert call("elsewhere", "--restore", str(out)) == 0
+    found = ledger(out)["stages"]
     assert {entry["status"] for entry in found.values()} == {"done"}
     for name, entry in found.items():
-        folder = tmp_path / "out" / name
+        folder = out / name
+        if before[name]["status"] == "done":  # not repeated
+            assert entry["calls"] == before[name]["calls"]
         if name.startswith(("cifar10", "grid", "zoo")):
             results = json.loads((folder / "results.json").read_text())
             assert results["environment"]["commit"]
             assert (folder / "distilled.safetensors").exists()
             assert not (folder / "checkpoint.pt").exists()
-        if name in before and before[name]["status"] == "done":  # not repeated
-            assert entry["calls"] == before[name]["calls"]
+    assert json.loads((out / "pipeline" / "pipeline.json").read_text())["finished"]
