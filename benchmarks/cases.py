@@ -156,6 +156,20 @@ LOSS = [
         contender="closed form",
         over_released={"cpu": 30.0},
     ),
+    LossCase(
+        "closed form, scale learned, real_rows=256",
+        "pairs among a quarter of the real samples",
+        Problem(1024, 40, 2048, 4096),
+        contender="closed form, few real pairs",
+        over_released={"cpu": 30.0},
+    ),
+    LossCase(
+        "closed form, scale fixed, real_rows=0",
+        "no pairs of real samples, which the images do not feel",
+        Problem(1024, 40, 2048, 4096, learned=False),
+        contender="closed form, few real pairs",
+        over_released={"cpu": 30.0},
+    ),
 ]
 
 #: Memory beyond inputs and gradients at this size stays below this many bytes, on any device.

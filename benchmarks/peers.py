@@ -55,11 +55,15 @@ def products(data: Tensors) -> Contender:
 
 
 def discrepancy_contender(name: str, data: Tensors) -> Contender:
-    """`ncfd`, `released` or `closed form` on the tensors of a problem."""
+    """`ncfd`, `released` or a closed form on the tensors of a problem."""
     functions: dict[str, Callable[[], Tensor]] = {
         "ncfd": lambda: ncfd.functional.ncfd_loss(data.x, data.y, data.t),
         "released": lambda: released_form(data.x, data.y, data.t),
         "closed form": lambda: ncfd.functional.gaussian_ncfd(data.x, data.y, data.scale),
+        # What the synthetic samples need, and as many real pairs as tell the scale where to go.
+        "closed form, few real pairs": lambda: ncfd.functional.gaussian_ncfd(
+            data.x, data.y, data.scale, real_rows=256 if data.scale.requires_grad else 0
+        ),
     }
     return differentiated(functions[name], data.leaves)
 

@@ -216,6 +216,25 @@ def check_chunk_size(value: object) -> int | None:
     return None if value is None else check_count(value, "chunk_size")
 
 
+def check_real_rows(value: object, unbiased: bool, weights: object, **sides: Tensor) -> int:
+    """Rows for the pairs of real samples; none only where nobody wants their gradient."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"real_rows must be an int or None, got {describe(value)}")
+    if value < 0:
+        raise ValueError(f"real_rows must be at least 0, got {value}")
+    if weights is not None:
+        raise ValueError("real_rows takes the first rows of x as a sample: leave x_weights out")
+    if value == 1 and unbiased:
+        raise ValueError("real_rows must be 0 or at least 2 with unbiased=True, got 1")
+    for name, side in sides.items():
+        if value == 0 and side.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"real_rows=0 leaves out a term that the gradient of {name} needs; "
+                f"pass a few hundred, or {name}.detach()"
+            )
+    return value
+
+
 def check_unbiased(unbiased: bool, squared: bool, alpha: float) -> None:
     """The U-statistic exists for the squared, evenly weighted form only."""
     if unbiased and not squared:

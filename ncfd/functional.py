@@ -709,6 +709,7 @@ def gaussian_ncfd(
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
     chunk_size: int | None = None,
+    real_rows: int | None = None,
 ) -> Tensor:
     r"""Squared discrepancy with infinitely many Gaussian frequencies, in closed form.
 
@@ -718,7 +719,8 @@ def gaussian_ncfd(
 
     The limit of ``ncfd_loss(x, y, t, squared=True)`` as F grows: no frequency noise, and cheaper
     whenever there are fewer synthetic samples than frequencies. Costs ``(N + M)²`` kernel values,
-    formed in blocks: memory is linear in the samples.
+    formed in blocks: memory is linear in the samples. Nearly all of them are pairs of real samples
+    where there are many; ``real_rows`` spares these, which the synthetic samples do not feel.
 
     Args:
         x: real samples ``(*, N, D)``.
@@ -733,8 +735,12 @@ def gaussian_ncfd(
         num_groups: G; required with groups.
         x_weights: ``(*, N)``, non-negative, not all zero.
         y_weights: ``(*, M)``, likewise.
-        chunk_size: rows whose kernel values are held at once. Default: what
-            ``ncfd.ops.BUDGET`` allows.
+        chunk_size: rows of a block of kernel values. Default: what fits a core's cache, kept for
+            the backward within ``ncfd.ops.BUDGET``.
+        real_rows: how many rows of ``x`` (the first ones of each group) give the pairs of real
+            samples, ``½ E [k(x, x') - 1]``. 0 leaves this term out: the gradient for ``y`` is the
+            same, the value another. Some hundreds estimate it for a learned ``scale``, without
+            bias if ``unbiased``. Not with ``x_weights``. Default: all.
 
     Returns:
         Shape ``*``; with groups a scalar, or ``(G,)`` for ``"none"`` with zeros for a group not
@@ -742,7 +748,8 @@ def gaussian_ncfd(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, labels, weights or options that do not fit.
+        ValueError: shapes, labels, weights or options that do not fit, or ``real_rows=0`` where
+            ``x``, its weights or ``scale`` want the gradient of the term it leaves out.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
@@ -765,6 +772,8 @@ def gaussian_ncfd(
     check.check_device(y, "y", x.device)
     scale = _as_scales(scale, x)
     dtype = _compute_dtype(x, y, scale)
+    if real_rows is not None:
+        real_rows = check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scale)
     if x_weights is not None:
         x_weights = check.check_weights(x_weights, "x_weights", x)
     if y_weights is not None:
@@ -779,7 +788,7 @@ def gaussian_ncfd(
     x, y = x.to(dtype).reshape(-1, *x.shape[-2:]), y.to(dtype).reshape(-1, *y.shape[-2:])
     w_x, w_y = w_x.reshape(-1, w_x.shape[-1]), w_y.reshape(-1, w_y.shape[-1])  # (B, N), (B, M)
     # Squared distances lose digits far from the origin, and only differences count.
-    center = torch.cat([x, y], 1).mean((0, 1)).detach()
+    center = _center(x, y)
     x, y = x - center, y - center
     present = None
     if x_groups is not None and y_groups is not None:
@@ -806,8 +815,18 @@ def gaussian_ncfd(
                     "(in each group present on both sides)"
                 )
     w_x, w_y = normal
-    for side, w in ((x, w_x), (y, w_y)):
-        term = ops.kernel_sums(side, side, w, w, scale.to(dtype), chunk_size)
+    few, w_few = x, w_x
+    if real_rows is not None and real_rows < x.shape[1]:
+        few, w_few = x[:, :real_rows], w_x[:, :real_rows]
+        # Plain samples here, so only an absent group has none of positive weight.
+        total = w_few.sum(1, keepdim=True)
+        w_few = w_few / torch.where(total == 0, 1.0, total)
+    for side, w in ((few, w_few), (y, w_y)):
+        if side.shape[1] == 0:
+            continue
+        # Equal samples cancel to the last bit where all three terms are formed alike.
+        twin = (side, w) if x.shape == y.shape else (None, None)
+        term = ops.kernel_sums(side, twin[0], w, twin[1], scale.to(dtype), chunk_size)
         if unbiased:
             share = w.square().sum(1)
             if present is not None:
@@ -823,6 +842,12 @@ def gaussian_ncfd(
     if check.values_visible(present) and not bool(present.any()):
         raise ValueError("x_groups and y_groups have no group in common: nothing to compare")
     return value.sum() / (present.sum() if reduction == "mean" else 1)
+
+
+def _center(x: Tensor, y: Tensor) -> Tensor:
+    """The mean of all rows, (D,), without a gradient; any point near them would do."""
+    total = x.detach().sum((0, 1)) + y.detach().sum((0, 1))
+    return total / (x.shape[0] * (x.shape[1] + y.shape[1]))
 
 
 def _as_scales(scale: object, x: Tensor) -> Tensor:
