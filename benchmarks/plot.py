@@ -26,6 +26,7 @@ COLOURS = {
     "bare products": "#7f7f7f",
     "random": "#c0504d",
     "orthogonal": "#1b6ca8",
+    "structured": "#8e6bbf",
     "sobol": "#5a9e4b",
 }
 

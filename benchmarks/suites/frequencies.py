@@ -4,21 +4,28 @@ The squared loss under Gaussian frequencies has an exact value (all pairs), so e
 known: `loss` is the relative root mean square error of the loss over draws, `gradient` that of its
 gradient for the synthetic samples. The root loss has no exact value: `root` is its relative spread.
 The second table asks how many frequencies each method needs for what 1024 random ones give.
+
+Then the cost: processor time of a draw on one thread, and of the phases of fixed structured
+frequencies by the fast transform (two small products for each Hadamard factor) beside the dense
+product, forward only. Milliseconds, so that they belong to the machine, unlike the errors.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import ncfd
-from benchmarks import cases
+from benchmarks import cases, measuring
 from benchmarks.records import Records
-from ncfd.frequencies import METHODS
+from ncfd.frequencies import METHODS, _hadamard
 
 #: What the methods are compared with: this many random frequencies.
 BASE = 1024
@@ -53,6 +60,62 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
             written.add(
                 f"F with the error of {BASE} random frequencies", {**row, "why": case.reason}
             )
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            _costs(quick, written)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _costs(quick: bool, written: Records) -> None:
+    repetitions = 2 if quick else 7
+    for D in (32,) if quick else (128, 512, 2048):
+        for F in (64,) if quick else (1024, 4096):
+            g = torch.Generator().manual_seed(2)
+            methods = ("random", "orthogonal", "structured")
+            laws = {m: ncfd.GaussianFrequencies(D, F, method=m) for m in methods}
+            draws = {m: functools.partial(law, g) for m, law in laws.items()}
+            found = _processor_times(draws, repetitions)
+            written.add("draw, ms", {"D": D, "F": F, **{f"{m}_ms": found[m] for m in methods}})
+            found = _processor_times(_products(1024, D, F), repetitions)
+            row: dict[str, Any] = {"N": 1024, "D": D, "F": F}
+            written.add("phases of fixed frequencies, ms", row | found)
+
+
+def _processor_times(
+    contenders: dict[str, Callable[[], object]], repetitions: int
+) -> dict[str, float]:
+    """Medians in milliseconds, the contenders in turns, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repetitions + 1):
+        for name, function in contenders.items():
+            began = time.process_time()
+            function()
+            times[name].append(1e3 * (time.process_time() - began))
+    return {name: measuring.Quantiles.of(v[1:]).median for name, v in times.items()}
+
+
+def _products(N: int, D: int, F: int) -> dict[str, Callable[[], object]]:
+    """Phases ``(N, F)`` of ``H S H S H S x`` (D a power of two), fast, and of a dense ``t``."""
+    g = torch.Generator().manual_seed(5)
+    x, t = torch.randn(N, D, generator=g), torch.randn(F, D, generator=g)
+    blocks, power = -(-F // D), D.bit_length() - 1
+    left, right = (_hadamard(k, x) for k in (power // 2, power - power // 2))
+    signs = 2.0 * torch.randint(2, (3, blocks, 1, D), generator=g) - 1
+    lengths, out = torch.rand(F, generator=g), x.new_empty(N, F)
+
+    def transform(v: Tensor) -> Tensor:
+        return (left @ (v.reshape(-1, len(left), len(right)) @ right)).view(v.shape)
+
+    def fast() -> Tensor:
+        v = x.unsqueeze(0)
+        for s in signs:
+            v = transform(v * s)  # (blocks, N, D)
+        return torch.mul(v.transpose(0, 1).reshape(N, -1)[:, :F], lengths, out=out)
+
+    return {"dense_ms": lambda: torch.mm(x, t.T, out=out), "fast_ms": fast}
 
 
 def _errors(

@@ -40,7 +40,7 @@ SAMPLERS = {
     "uniform": "uniform on a box, one scale",
     "direct": "the output of a network",
 }
-DRAWS = ("random", "orthogonal", "sobol")
+DRAWS = ("random", "orthogonal", "structured", "sobol")
 SCHEDULES = ("constant", "rising")
 EXTRACTORS = {
     "hybrid": "between its untrained and its trained state",
@@ -228,7 +228,8 @@ def parser() -> argparse.ArgumentParser:
         "--frequency-draw",
         choices=DRAWS,
         default="random",
-        help="independent, in orthogonal blocks or from a Sobol sequence; default: %(default)s",
+        help="independent, in orthogonal blocks (structured: of Hadamard matrices) or from a "
+        "Sobol sequence; default: %(default)s",
     )
     add(
         "--frequency-schedule",
