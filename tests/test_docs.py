@@ -299,6 +299,21 @@ def test_every_public_symbol_has_a_place_in_the_sources_of_the_reference():
     assert set(SYMBOLS) == shown
 
 
+def test_the_memory_page_lists_the_budget():
+    from ncfd.ops import BUDGET
+
+    text = (DOCS / "api" / "memory.rst").read_text(encoding="utf-8")
+    # A term holds one name or several, its indented text the sizes in the same order.
+    shown = {}
+    for terms, body in re.findall(r'^   ((?:``"\w+"``(?:, )?)+)\n((?:      .*\n?)+)', text, re.M):
+        sizes = re.search(r"\(([\d and]+)(KiB|MiB)(?:[^()]*)\)", body)
+        unit = {"KiB": 2**10, "MiB": 2**20}[sizes.group(2)]
+        names = re.findall(r'"(\w+)"', terms)
+        numbers = [int(n) * unit for n in re.findall(r"\d+", sizes.group(1))]
+        shown |= dict(zip(names, numbers, strict=True))
+    assert shown == BUDGET
+
+
 def test_the_documented_version_is_that_of_the_package():
     assert BUILD.package_version() == ncfd.__version__
 
