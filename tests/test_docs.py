@@ -523,13 +523,17 @@ def rendered(text):
     return markdown.markdown(text, extensions=[makeExtension(), "fenced_code"])
 
 
-def test_options_are_not_broken_at_their_hyphens():
+def test_inline_code_breaks_at_slashes_and_not_in_options():
     html = rendered("Pass `run.py --an-option 3 -k x`, and `a-b` as it is.")
     assert html.count('<span class="whole">') == 2
     assert '<span class="whole">--an-option</span> 3 <span class="whole">-k</span> x' in html
     assert "<code>a-b</code>" in html
     assert re.sub("<[^>]+>", "", html) == "Pass run.py --an-option 3 -k x, and a-b as it is."
-    assert "whole" not in rendered("```sh\nrun --an-option\n```")
+    assert "docs/<wbr />figures/<wbr />alpha.py<" in rendered("`python docs/figures/alpha.py`")
+    assert "<wbr" not in rendered("`https://a` and `/b`")
+    block = rendered("```sh\nrun a/b --an-option\n```")
+    assert "whole" not in block
+    assert "wbr" not in block
 
 
 def test_a_symbol_missing_from_the_reference_is_noticed(tmp_path):

@@ -68,22 +68,25 @@ class _ApiLinks(Treeprocessor):
                 raise ValueError(f"the API reference has no symbol {name!r}")
 
 
-class _WholeOptions(Treeprocessor):
-    """Keep a line from breaking after the hyphens of ``--an-option`` in inline code."""
+class _CodeBreaks(Treeprocessor):
+    """Inline code breaks after a slash, and not after the hyphens of ``--an-option``."""
 
-    _OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
+    _PLACES = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*|(?<=\w/)(?=\w)")
 
     def run(self, root: Element) -> None:
         for code in root.iter("code"):
-            if len(code) or not code.text or not self._OPTION.search(code.text):
+            if len(code) or not code.text or not self._PLACES.search(code.text):
                 continue
             text, code.text = str(code.text), None
             end, last = 0, None
-            for option in self._OPTION.finditer(text):
-                _append(code, last, text[end : option.start()])
-                last = SubElement(code, "span", {"class": "whole"})
-                last.text = AtomicString(option.group())
-                end = option.end()
+            for place in self._PLACES.finditer(text):
+                _append(code, last, text[end : place.start()])
+                if option := place.group():
+                    last = SubElement(code, "span", {"class": "whole"})
+                    last.text = AtomicString(option)
+                else:
+                    last = SubElement(code, "wbr")
+                end = place.end()
             _append(code, last, text[end:])
 
 
@@ -120,7 +123,7 @@ class NcfdMarkdown(Extension):
         md.parser.blockprocessors.register(_DisplayMath(md.parser), "ncfd-display-math", 85)
         # Last, after MkDocs has resolved the links between pages.
         md.treeprocessors.register(_ApiLinks(md, addresses), "ncfd-api-links", -10)
-        md.treeprocessors.register(_WholeOptions(md), "ncfd-whole-options", -20)
+        md.treeprocessors.register(_CodeBreaks(md), "ncfd-code-breaks", -20)
 
 
 def makeExtension(**options: object) -> NcfdMarkdown:  # noqa: N802
