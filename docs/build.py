@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import importlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -80,16 +82,27 @@ def check_inventory(inventory: Path) -> list[str]:
         del sys.path[:2]
     documented = read_inventory(inventory)
     missing = []
-    for module in (ncfd, ncfd.functional, ncfd.distributions):
+    modules = (ncfd, ncfd.functional, ncfd.distributions, importlib.import_module("ncfd.metrics"))
+    for module in modules:
         for name in module.__all__:
             value = getattr(module, name)
-            # A name is listed where it is imported from, or where it is defined.
-            places = {module.__name__, getattr(value, "__module__", module.__name__)}
             if isinstance(value, ModuleType) or name.startswith("__"):
                 continue
-            if not any(f"{place}.{name}" in documented for place in places):
-                missing.append(f"reference: {module.__name__}.{name} is missing")
+            # A name is listed where it is imported from, or where it is defined.
+            places = {module.__name__, getattr(value, "__module__", module.__name__)}
+            for part in (name, *(f"{name}.{method}" for method in methods(value))):
+                if not any(f"{place}.{part}" in documented for place in places):
+                    missing.append(f"reference: {module.__name__}.{part} is missing")
+    if "ncfd.ops.BUDGET" not in documented:
+        missing.append("reference: ncfd.ops.BUDGET is missing")
     return missing
+
+
+def methods(value: object) -> list[str]:
+    """The methods that a class of this package defines for its users."""
+    own = [b for b in getattr(value, "__mro__", ()) if b.__module__.partition(".")[0] == "ncfd"]
+    names = {name for base in own for name, item in vars(base).items() if inspect.isfunction(item)}
+    return sorted(name for name in names if not name.startswith("_") and name != "extra_repr")
 
 
 #: Attributes whose target the browser fetches while it shows the page.
