@@ -437,7 +437,10 @@ def restore(source: Path, args: argparse.Namespace) -> None:
     """Put what an earlier window brought back where this one looks for it."""
     for stage in stages(args):
         if (source / stage.name).is_dir():
-            shutil.copytree(source / stage.name, args.work / stage.folder, dirs_exist_ok=True)
+            # The log is of no use here, and a folder with nothing but a log holds no run.
+            own = shutil.ignore_patterns("log.txt")
+            target = args.work / stage.folder
+            shutil.copytree(source / stage.name, target, ignore=own, dirs_exist_ok=True)
             config = args.work / stage.folder / "config.json"
             if config.exists():  # the images may lie elsewhere here
                 content = json.loads(config.read_text(encoding="utf-8"))

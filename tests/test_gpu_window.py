@@ -152,6 +152,28 @@ def test_what_cannot_be_brought_back_is_left_out_largest_first(tmp_path, monkeyp
     assert left == {"a/results.json", "zoo-members/b"}
 
 
+def test_what_is_restored_is_runs_members_and_the_ledger(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    args = gpu_window.parser().parse_args(["--work", str(work), "--device", "cpu"])
+    args.also, args.dataset, args.where = [], "cifar10", ["--data-dir", "HERE"]
+    gpu_window.write_json(out / "cifar10-ipc10" / "config.json", {"ipc": 10, "data_dir": "THERE"})
+    (out / "cifar10-ipc10" / "checkpoint.pt").write_text("state")
+    for name in ("cifar10-ipc10", "cifar10-ipc50"):  # the second was stopped before it began
+        (out / name).mkdir(exist_ok=True)
+        (out / name / "log.txt").write_text("log")
+    (out / "zoo-members").mkdir()
+    (out / "zoo-members" / "abc").write_text("member")
+    gpu_window.write_json(out / "ledger.json", {"stages": {}})
+    work.mkdir()
+    gpu_window.restore(out, args)
+    config = json.loads((work / "runs" / "cifar10-ipc10" / "config.json").read_text())
+    assert config == {"ipc": 10, "data_dir": "HERE"}
+    found = {str(p.relative_to(work)) for p in work.rglob("*") if p.is_file()}
+    run = "runs/cifar10-ipc10"
+    expected = {f"{run}/config.json", f"{run}/checkpoint.pt", "ledger.json"}
+    assert found == {*expected, "cache/ncfd/zoo/abc"}
+
+
 def test_the_list_is_in_order_of_value(capsys):
     assert gpu_window.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
