@@ -13,7 +13,7 @@ BUDGET: dict[str, int] = {
     "few": 2**18,
     # One block of phases on the CPU: inside a core's cache where the cosines set the pace (small
     # D), longer where the product does.
-    "block_small_dim": 2**20,
+    "block_small_dim": 2 * 2**20,
     "block_large_dim": 32 * 2**20,
     # One block of phases on an accelerator: few launches.
     "block_accelerator": 256 * 2**20,
