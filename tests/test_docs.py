@@ -640,3 +640,24 @@ def test_a_study_of_distillation_is_quoted_as_it_is_on_file(content):
 
 def test_there_are_studies_of_distillation():
     assert {"alpha", "stability"} <= {content["study"] for content in distillation_studies()}
+
+
+def test_every_slow_test_is_on_the_page_of_long_checks():
+    """What runs by hand only is forgotten unless a page names it, with its last outcome."""
+    page = (GUIDE / "long-checks.md").read_text(encoding="utf-8")
+    tests = DOCS.parent / "tests"
+    slow = {
+        p.relative_to(DOCS.parent).as_posix()
+        for p in tests.rglob("test_*.py")
+        if "mark.slow" in p.read_text(encoding="utf-8")
+    } - {"tests/test_docs.py"}  # which names the mark here
+    named = set(re.findall(r"tests/[\w/]+\.py", page))
+    assert slow <= named
+    assert not [name for name in named if not (DOCS.parent / name).is_file()]
+    # Every check says when, on which commit and how it ended, or that it has not been run.
+    rows = [row for row in table_rows("long-checks") if row[0] != "check" and set(row[0]) != {"-"}]
+    assert len(rows) > 10
+    for check, command, when, _, outcome in rows:
+        assert command.startswith("`"), check
+        assert re.fullmatch(r"\d+ [A-Z][a-z]+ 20\d\d, [0-9a-f]{7}|not yet", when), (check, when)
+        assert outcome, check

@@ -22,6 +22,7 @@ from ncfd import (
     StudentTFrequencies,
 )
 from ncfd.functional import gradient_reversal, ncfd_loss
+from ncfd.ops import _operator
 
 N, M, D, F, G = 21, 14, 5, 8, 3
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -306,9 +307,21 @@ def test_stored_states_of_version_0_1_load(name: str) -> None:
 
 # --- graphs ---------------------------------------------------------------------------------------
 
+# Fails with 2.5.1 and works with 2.14.1. A version between that passes says so here: then lower the
+# bound in ncfd/ops/_operator.py.
+OLDER_DYNAMO = pytest.mark.xfail(
+    not _operator._TRACES_DEPTH, reason="gradients in compiled transforms need PyTorch 2.14"
+)
+
 
 @every_option
-@pytest.mark.parametrize("transform", ["grad", "vmap", "vmap of grad", "jacrev"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "vmap",
+        *(pytest.param(name, marks=OLDER_DYNAMO) for name in ("grad", "vmap of grad", "jacrev")),
+    ],
+)
 def test_transforms_compile_into_one_graph(transform: str, options: dict) -> None:
     torch.compiler.reset()
     x, y, t = data().values()
@@ -341,6 +354,7 @@ def test_gradients_of_the_weights_alone() -> None:
     close(torch.autograd.grad(compiled(weights), weights)[0], expected)
 
 
+@OLDER_DYNAMO
 def test_transforms_compile_with_weights_and_under_autocast() -> None:
     torch.compiler.reset()
     x, y, t = data(torch.float32).values()
@@ -396,7 +410,19 @@ class Exported(nn.Module):
         return self.loss(x, y)
 
 
-@pytest.mark.parametrize("kind", ["plain", "alpha", "unbiased"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "alpha",
+        pytest.param(
+            "unbiased",
+            marks=pytest.mark.xfail(
+                torch.__version__ < (2, 6), reason="the guide says so: not with PyTorch 2.5"
+            ),
+        ),
+    ],
+)
 def test_export_with_any_number_of_samples(kind: str) -> None:
     options = OPTIONS.get(kind, {})
     x, y, t = data(torch.float32).values()
