@@ -32,11 +32,13 @@ def main() -> None:
 
 
 def images(folder: Path) -> None:
-    """Copy the picture of the distilled images from a study's folder, in 256 colours."""
+    """Copy the picture of the distilled images from a study's folder; in 256 colours if large."""
     from PIL import Image
 
-    picture = Image.open(folder / "alpha-images.png").convert("RGB")
-    picture.quantize(256).save(FIGURES / "study_alpha_images.png", optimize=True)
+    picture, target = Image.open(folder / "alpha-images.png"), FIGURES / "study_alpha_images.png"
+    picture.convert("RGB").save(target, optimize=True)
+    if target.stat().st_size > 140_000:
+        picture.convert("RGB").quantize(256).save(target, optimize=True)
 
 
 if __name__ == "__main__":

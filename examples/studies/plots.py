@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from . import projection, tables
 from .questions import Study
@@ -122,14 +122,17 @@ def _dots(axes: Axes, study: Study, records: Sequence[Record], colours: Colours)
     _key(axes, records, colours, named=False)
 
 
-#: Curves of a study of the players: what the axis says, and its scale.
+#: Curves of a study of the players, and what the axis says.
 CURVES = {
-    "scale/mean": ("mean scale of the frequencies\n(features have length 1)", "log"),
-    "phi/median": ("median |φ| of real images\nat the frequencies in use", "log"),
-    "probe/images": ("loss of the images now, at\nthe frequencies of the start *", "symlog"),
-    "probe/sampler": ("loss of the images of the start,\nat the frequencies now *", "symlog"),
-    "probe/both": ("loss of the images now, at\nthe frequencies now: the game *", "symlog"),
+    "scale/mean": "mean scale of the frequencies\n(features have length 1)",
+    "phi/median": "median |φ| of real images\nat the frequencies in use",
+    "probe/images": "loss of the images now, at\nthe frequencies of the start *",
+    "probe/sampler": "loss of the images of the start,\nat the frequencies now *",
+    "probe/both": "loss of the images now, at\nthe frequencies now: the game *",
 }
+
+#: Losses relative to their first value are shown between these.
+LOWEST, HIGHEST = -1.0, 4.0
 
 
 def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figure:
@@ -140,7 +143,7 @@ def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figur
     seed = min(r["seed"] for r in records)
     rows = [row for row in study.rows if seed in tables.of_row(records, row.name)]
     handles = {}
-    for axes, (name, (label, scale)) in zip(panels, CURVES.items(), strict=True):
+    for axes, (name, label) in zip(panels, CURVES.items(), strict=True):
         for row, (colour, style) in zip(rows, _palette(colours, len(rows)), strict=True):
             steps, values = tables.of_row(records, row.name)[seed]["history"].get(name, [[], []])
             if not values:
@@ -150,10 +153,18 @@ def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figur
             line = axes.plot(steps, values, color=colour, ls=style, lw=1.3, label=row.name)
             handles[row.name] = line[0]
         axes.set(xlabel="iteration", ylabel=label)
-        axes.set_yscale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
         axes.grid(alpha=0.25)
+        if name.startswith("probe/"):
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, LOWEST), min(high, HIGHEST))
+        elif name == "scale/mean":
+            axes.set_yscale("log")
+            plain = LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5))
+            axes.yaxis.set_major_formatter(plain)
+            axes.yaxis.set_minor_formatter(plain)
         if name == "phi/median":
             floor = tables.floor(records[0])
+            axes.set_ylim(bottom=0)
             axes.axhline(floor, color=colours["text"], lw=1, ls=":")
             where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
             axes.annotate("noise, 1/√M", (1, floor), fontsize=7.5, **where)
