@@ -642,6 +642,29 @@ def test_there_are_studies_of_distillation():
     assert {"alpha", "stability"} <= {content["study"] for content in distillation_studies()}
 
 
+def test_runs_with_a_held_norm_are_quoted_as_they_are_on_file():
+    file = DOCS.parent / "benchmarks" / "results" / "cifar10-held-norm-cpu.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    wanted = set()
+    for run in content["runs"].values():
+        accuracy, config = run["accuracy"], run["config"]
+        networks = ", ".join(f"{value:.2f}" for value in accuracy["runs"])
+        wanted.add((config["method"], config["fixed_norm"], networks, f"{accuracy['mean']:.1f}"))
+    rows = [cells for cells in table_rows("results") if len(cells) == 4]
+    found = {
+        (cells[0].strip("`").split()[0], "--fixed-norm" in cells[0], cells[2], cells[3])
+        for cells in rows
+    }
+    assert len(wanted) == len(content["runs"]) > 0
+    assert wanted <= found
+    # What the page says of the game without a held norm.
+    curves = content["free"]["curves"]
+    losses = [value for _, value in curves["probe/both"]]
+    assert f"{losses[0]:.4f}, {min(losses):.4f}" == "0.0016, -0.0014"
+    assert f"{curves['scale/mean'][-1][1]:.1f}" == "5.9"
+    assert f"{content['free']['run']['accuracy']['mean']:.1f}" == "45.7"
+
+
 def test_every_slow_test_is_on_the_page_of_long_checks():
     """What runs by hand only is forgotten unless a page names it, with its last outcome."""
     page = (GUIDE / "long-checks.md").read_text(encoding="utf-8")
