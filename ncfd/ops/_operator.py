@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncfd.ops import _phases
+from ncfd.ops import _fused, _phases
 
 
 def sums(
@@ -37,19 +37,23 @@ def sums(
     Differentiable twice in ``x``, ``t`` and ``weights``.
     """
     wants_grad = _wants_grad(x, t, weights)
-    keep = chunk_size is None and wants_grad and _phases.keeps_phases(x, t)
+    fused = _fused.takes(x, t, groups)
+    keep = chunk_size is None and wants_grad and not fused and _phases.keeps_phases(x, t)
     if torch.compiler.is_compiling() and _TRACES_DEPTH and _graph_transforms():
         # Dynamo refuses the Function and torch.func the operator: plain operations for both.
         return _plain_sums(x, t, weights, groups, num_groups)
     # Three doors to the same rules. Graphs take the operator (dynamo refuses a Function whose
     # backward is another one); torch.func takes the composable Function (it refuses an operator
     # with registered autograd); plain eager code takes the short way, with
-    # about half the overhead on small inputs.
+    # about half the overhead on small inputs. Triton's kernels are reached through operators only:
+    # a tracer's tensors have no memory to give them.
     apply: Callable[..., tuple[Any, ...]]
     if torch.compiler.is_compiling():
         apply = cf_sums
     elif _transforming():
         apply = _Sums.apply
+    elif fused:
+        apply = cf_sums
     elif wants_grad:
         apply = _EagerSums.apply
     else:
@@ -229,6 +233,8 @@ def _backward_sums(
         apply = cf_sums_backward
     elif torch.is_grad_enabled() or batched:
         apply = _SumsBackward.apply
+    elif kept.numel() == 0 and len(pieces) <= 1 and _fused.takes(x, t, groups):
+        apply = cf_sums_backward
     else:  # an ordinary backward: nothing above this to differentiate or to transform
         apply = _phases.backward
         kept = [piece for piece in pieces if piece.numel() > 0]

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ncfd.ops import _circle
+from ncfd.ops import _circle, _fused
 from ncfd.ops._budget import BUDGET, SMALL_DIM
 
 # Rows that may be added one after the other in float32: 1e3 terms lose about 1e-7 of a mean.
@@ -176,6 +176,8 @@ def forward(
     """
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
+    if not keep and _fused.takes(x, t, groups):
+        return *_fused.kernels().sums(x, t, w), []
     form = _circle.circle(x.device)
     limit = _block_rows(x, t, chunk)
     if w is not None or groups is not None:
@@ -236,6 +238,11 @@ def backward(
     ``kept`` is what ``forward`` returned; empty to form the phases again. ``grad_t`` is an earlier
     result for the same ``t``, to be added to in place. That for ``t`` may be transposed in memory.
     """
+    if len(kept) == 0 and grad_t is None and _fused.takes(x, t, groups):
+        fused: tuple[Tensor, Tensor, Tensor] = _fused.kernels().gradients(
+            grad_cos, grad_sin, x, t, w, need_x, need_t, need_w
+        )
+        return fused
     batch, rows, dim = x.shape
     num_freqs, shared = t.shape[1], t.shape[0] == 1
     form = _circle.circle(x.device)

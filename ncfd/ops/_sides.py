@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ncfd.ops import _operator, _phases
+from ncfd.ops import _fused, _operator, _phases
 from ncfd.ops._budget import BUDGET
 
 #: Σ cos and Σ sin, each ``(*, F)`` or, with groups, ``(G, F)``.
@@ -46,7 +46,8 @@ def sums_of_both(
     chunk_size: int | None = None,
 ) -> tuple[Pair, Pair]:
     """``sums_of`` for two sides with the same batch shape and groups."""
-    if _operator.takes_short_way(*x[:2], *y[:2], t):
+    # With the Triton kernels on, each side is theirs or not by itself.
+    if not _fused.is_on() and _operator.takes_short_way(*x[:2], *y[:2], t):
         if num_groups is None and chunk_size is None and _are_few(x, y, t):
             few = _FewSums.apply(x.x, y.x, t)
             return few[:2], few[2:]
