@@ -111,6 +111,23 @@ def test_sums_and_gradients(N: int, D: int, F: int, weighted: bool, calls: list[
     assert calls == ["sums", "gradients"]
 
 
+@pytest.mark.parametrize("centre", [0.0, 1000.0])
+def test_one_cosine_at_a_time(centre: float) -> None:
+    # One sample, 1, so that the phases are the frequencies, exactly; nothing averages errors out.
+    x = torch.ones(1, 1, 1, device=DEVICE, requires_grad=True)
+    t = torch.linspace(centre - 4, centre + 4, 301).view(1, -1, 1).to(DEVICE)
+    pair = ops.sums(x, t)
+    cos, sin = (v.flatten() for v in exact_sums(x, t, None))
+    # The polynomials, and the turn: its product, its constant.
+    atol = 4e-7 + 2 * EPS * t.abs().max().item()
+    for ours, truth in zip(pair, (cos, sin), strict=True):
+        torch.testing.assert_close(ours.flatten().double(), truth, rtol=0, atol=atol)
+    # The slope for each frequency alone: -t sin.
+    for f in range(0, 301, 60):
+        (grad,) = torch.autograd.grad(pair[0][..., f].sum(), x, retain_graph=True)
+        assert abs(grad.item() + (t[0, f] * sin[f]).item()) < t[0, f].abs() * 3 * atol
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_large_phases(weighted: bool) -> None:
     # 1e4 radians have a unit in the last place of 1e-3; three features.
