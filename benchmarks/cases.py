@@ -172,6 +172,17 @@ LOSS = [
     ),
 ]
 
+#: Beyond those, where the Triton kernels run: from the fewest features to the most that they take.
+FUSED = [
+    LossCase(
+        f"generator, D={D}",
+        "what the phases' trips to memory cost beside the product",
+        Problem(8192, 8192, D, 1024),
+        over_released={},
+    )
+    for D in (16, 32, 256, 512)
+]
+
 #: Memory beyond inputs and gradients at this size stays below this many bytes, on any device.
 MEMORY = Problem(200_000, 200_000, 32, 4096)
 MEMORY_LIMIT = 600 * 2**20

@@ -32,12 +32,14 @@ class Contender:
     """One way to do the work of a case.
 
     `forward` returns a scalar (or anything `backward` understands); `backward` consumes it;
-    `clear` drops the gradients, untimed. The default backward is autograd's.
+    `prepare` comes before and `clear` drops the gradients, both untimed. The default backward is
+    autograd's.
     """
 
     forward: Callable[[], Any]
     backward: Callable[[Any], object] | None = None
     clear: Callable[[], object] = lambda: None
+    prepare: Callable[[], object] = lambda: None
 
 
 def differentiated(function: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Contender:
@@ -129,6 +131,7 @@ def interleave(
 
 
 def _cpu_times(contender: Contender) -> tuple[float, float]:
+    contender.prepare()
     start = time.perf_counter()
     value = contender.forward()
     middle = time.perf_counter()
@@ -142,6 +145,7 @@ def _cpu_times(contender: Contender) -> tuple[float, float]:
 def _cuda_times(contender: Contender) -> tuple[float, float]:
     # Recorded on an idle device, so that slow launches count: what a training loop would see.
     start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+    contender.prepare()
     torch.cuda.synchronize()
     start.record()
     value = contender.forward()
@@ -185,6 +189,7 @@ def peak_memory(contender: Contender, device: torch.device) -> float | None:
 
 
 def _run(contender: Contender) -> None:
+    contender.prepare()
     value = contender.forward()
     if contender.backward is not None:
         contender.backward(value)

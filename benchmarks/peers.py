@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 import ncfd
 from benchmarks.cases import Tensors
 from benchmarks.measuring import Contender, differentiated
+from ncfd.ops._fused import Products
 
 # ------------------------------------------------------------------------------------------------
 # The discrepancy itself
@@ -54,8 +56,30 @@ def products(data: Tensors) -> Contender:
     return Contender(forward, backward)
 
 
+#: Our loss by the Triton kernels, with each way to form their products.
+FUSED: dict[str, Products] = {f"ncfd, Triton {name}": name for name in get_args(Products)}
+
+
+def fused() -> list[str]:
+    """The names in `FUSED` if the kernels run here, else none."""
+    try:
+        ncfd.ops.use_triton()
+    except RuntimeError:
+        return []
+    ncfd.ops.use_triton(None)
+    return list(FUSED)
+
+
 def discrepancy_contender(name: str, data: Tensors) -> Contender:
-    """`ncfd`, `released` or a closed form on the tensors of a problem."""
+    """`ncfd`, one of `FUSED`, `released` or a closed form on the tensors of a problem."""
+    if name in FUSED:
+        eager = discrepancy_contender("ncfd", data)
+
+        def clear() -> None:
+            eager.clear()
+            ncfd.ops.use_triton(None)
+
+        return replace(eager, clear=clear, prepare=lambda: ncfd.ops.use_triton(FUSED[name]))
     functions: dict[str, Callable[[], Tensor]] = {
         "ncfd": lambda: ncfd.functional.ncfd_loss(data.x, data.y, data.t),
         "released": lambda: released_form(data.x, data.y, data.t),

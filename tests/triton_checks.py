@@ -6,6 +6,7 @@ tile of each step: sizes are small, and odd.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import reference
 import torch
 from torch import Tensor
 
+from benchmarks import cases, measuring, peers, records
+from benchmarks.suites import loss
 from ncfd import ops
 from ncfd.functional import ncfd_loss
 from ncfd.ops import _fused, _triton
@@ -319,3 +322,16 @@ def test_precision_of_products(D: int) -> None:
     assert errors["ieee"] < 1e-6
     assert errors["tf32x3"] < 3e-6
     assert errors["tf32"] < 3e-3  # 2^-11 of phases of 3, and their mean
+
+
+def test_benchmark_measures_both_ways(tmp_path: Path, calls: list[str]) -> None:
+    ops.use_triton(None)
+    case = cases.LossCase("small", "a rehearsal", cases.Problem(9, 4, 3, 5), over_released={})
+    written = records.Records(tmp_path / "loss.json", {"suite": "loss", "environment": {}})
+    loss._time(case, torch.device(DEVICE), True, 0.0, measuring.Machine(1e9, 1e9), written)
+    (ieee, tf32x3) = records.load(tmp_path / "loss.json")["tables"]["eager over Triton"]
+    assert [ieee["products"], tf32x3["products"]] == list(peers.FUSED)
+    assert ieee["ratio"] > 0
+    # Two sides, two warm-ups and three rounds, two kinds of products; the eager way without.
+    assert calls.count("sums") == calls.count("gradients") == 2 * 5 * 2
+    assert _fused._products is None

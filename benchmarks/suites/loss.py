@@ -2,7 +2,8 @@
 
 Per case: our loss, the released form, the bare products that the gradient needs (results written
 into memory that exists), and two sums of arithmetic: bytes that must move over the bandwidth, and
-three cosines per phase (cos and sin in the forward pass, one in the backward pass).
+three cosines per phase (cos and sin in the forward pass, one in the backward pass). Where the
+Triton kernels run, they are measured beside the eager ones.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import ncfd
 from benchmarks import cases, measuring, peers
 from benchmarks.measuring import MIB
 from benchmarks.records import Records
+from ncfd.ops._fused import MAX_DIM
 
 
 def run(device: torch.device, quick: bool, written: Records) -> None:
@@ -25,10 +27,12 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
         "gigabytes_per_second": rates.bytes_per_second / 1e9,
         "cosines_per_nanosecond": rates.cosines_per_second / 1e9,
     }
-    for case in cases.LOSS:
+    fused = peers.fused()
+    for case in cases.LOSS + (cases.FUSED if fused else []):
         _time(case, device, quick, seconds, rates, written)
     _groups(device, quick, seconds, written)
-    _memory(device, quick, written)
+    for name in ("ncfd", *fused[:1]):
+        _memory(name, device, quick, written)
 
 
 def _time(
@@ -47,6 +51,10 @@ def _time(
         "bare products": peers.products(data),
     }
     least = 3 if quick else 7
+    # The kernels against the eager way of the same loss, where they take the problem.
+    takes = case.contender == "ncfd" and problem.D <= MAX_DIM
+    fused = peers.fused() if takes else []
+    contenders |= {name: peers.discrepancy_contender(name, data) for name in fused}
     rounds = measuring.interleave(contenders, device, seconds=seconds, at_least=least)
     sizes = {"N": problem.N, "M": problem.M, "D": problem.D, "F": problem.F}
     for name, measured in rounds.items():
@@ -71,6 +79,11 @@ def _time(
         measured = measuring.ratio(other, ours) if faster else measuring.ratio(ours, other)
         target = targets.get(device.type)
         _judge(written, case.name, case.reason, baseline, measured, target, faster)
+    for name in fused:
+        measured = measuring.ratio(ours, rounds[name])
+        row = {"case": case.name, "products": name, "ratio": measured.median}
+        row |= {"ratio_20": measured.low, "ratio_80": measured.high}
+        written.add("eager over Triton", row | sizes)
 
 
 def _judge(
@@ -137,11 +150,11 @@ def _groups(device: torch.device, quick: bool, seconds: float, written: Records)
     _judge(written, name, reason, "released form", measured, None, faster=True)
 
 
-def _memory(device: torch.device, quick: bool, written: Records) -> None:
+def _memory(name: str, device: torch.device, quick: bool, written: Records) -> None:
     problem = cases.MEMORY
     sizes = {"N": 500, "M": 500, "D": 8, "F": 64} if quick else vars(problem)
     specification = {
-        "contender": "ncfd",
+        "contender": name,
         "device": device.type,
         "problems": [{**sizes, "learned": True}],
     }
@@ -152,6 +165,7 @@ def _memory(device: torch.device, quick: bool, written: Records) -> None:
         "memory",
         {
             "case": "memory",
+            "contender": name,
             **{k: sizes[k] for k in "NMDF"},
             "beyond_mib": None if extra is None else extra / MIB,
             "phases_mib": 4 * sizes["F"] * (sizes["N"] + sizes["M"]) / MIB,

@@ -45,7 +45,8 @@ def use_triton(products: Products | None = "ieee") -> None:
             8.0 or later.
 
     Example:
-        >>> use_triton(None)
+        >>> from ncfd.ops import use_triton
+        >>> use_triton(None)  # as it is at the start
     """
     global _products, _device
     if products is not None:

@@ -12,8 +12,9 @@ programs for the device whatever the shape, no atomics, equal bits in every run.
 Phases are in turns, ``θ / 2π``: a subtraction of the nearest integer, exact at every size, brings
 them near zero, and two polynomials of 7 terms give cos and sin. `tl.cos` and `tl.sin` reduce the
 angle twice, with a branch for large ones: 5720 instructions and 188 registers for the sums at
-D = 32 where this takes 1016 and 80 (TF32, compute capability 9.0). The factor ``1 / 2π`` rounds the
-phase once more, by half a unit in the last place, as each of the product's additions does.
+D = 32 where this takes 1016 and 80 (TF32, compute capability 9.0). The factor
+``1 / 2π`` costs a phase less than a unit in its last place: half a unit where the product rounds,
+and 4e-8 of the phase since float32 does not hold the factor exactly.
 
 Imported only once the kernels are switched on (``_fused.use_triton``).
 """
