@@ -18,7 +18,7 @@ from torch import Tensor
 #: cores, nearly as exact.
 Products = Literal["ieee", "tf32x3"]
 
-#: The kernels hold whole rows of features on chip; with more features there is nothing to win.
+#: The kernels hold gradients of whole rows on chip; with more features there is nothing to win.
 MAX_DIM = 512
 
 _products: Products | None = None
@@ -35,7 +35,7 @@ def use_triton(products: Products | None = "ieee") -> None:
 
     Args:
         products: how products are formed: ``"ieee"`` in float32; ``"tf32x3"`` as three TF32
-            products, faster where the product sets the pace, of nearly float32's precision; None
+            products on the tensor cores, of nearly float32's precision; None
             switches the kernels off. Where TF32 was chosen for all of PyTorch's products
             (``torch.set_float32_matmul_precision("high")``), both use that.
 
