@@ -81,8 +81,8 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
     pytest += ["--junitxml", str(args.work / "cuda-tests" / "junit.xml")]
     pytest += ["--collect-only"] if device == "cpu" else []
-    found.append(Stage("cuda-tests", 90, [*pytest, *tests], "cuda-tests", ("tests.json",)))
-    for suite, seconds in (("loss", 150), ("pipeline", 320)):
+    found.append(Stage("cuda-tests", 240, [*pytest, *tests], "cuda-tests", ("tests.json",)))
+    for suite, seconds in (("loss", 300), ("pipeline", 320)):
         command = [python, "benchmarks/run.py", "--suite", suite, "--device", device]
         command += ["--output", str(args.work / suite / f"{suite}.json"), *["--quick"] * args.quick]
         found.append(Stage(suite, seconds, command, suite, ("*.json", "*.md")))

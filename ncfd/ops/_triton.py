@@ -104,7 +104,8 @@ def _sine(r):
     return p * r
 
 
-@triton.jit
+# Compiled once for all numbers of rows: the last batch of an epoch must not cost seconds.
+@triton.jit(do_not_specialize=["F", "N", "stretch"])
 def _sums_kernel(
     t,  # (F, D)
     x,  # (N, D)
@@ -142,7 +143,7 @@ def _sums_kernel(
     tl.store(sin_part + at, sin_sum, mask=freqs < F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["A", "C", "stretch"])
 def _gradient_kernel(
     a,  # (A, D): rows that get a gradient
     c,  # (C, D): rows that it is a sum over
@@ -202,16 +203,21 @@ def _gradient_kernel(
 INTERPRETED = not isinstance(_sums_kernel, triton.JITFunction)
 
 
+# Rows of a, rows of c, warps. Rows of features that do not start at multiples of 16 bytes take more
+# registers than others: without that, 4 warps would do for 128.
+_GRADIENT_TILES = {128: (64, 32, 8), 256: (32, 32, 8), 512: (32, 16, 8)}
+
+
 def tiles(dim: int, gradient: bool) -> dict[str, int]:
     """Sizes of the tiles for rows of ``dim`` features, with the warps and stages of a program.
 
-    As large as registers allow: nothing spills into memory, and less than 100 KiB of shared memory
+    As large as registers allow: next to nothing spills into memory, and less than 100 KiB of shared memory
     suits every device from compute capability 8.0 on (`tests/test_triton.py` compiles them).
     """
     width = max(16, triton.next_power_of_2(dim))  # `dot` takes no less than 16
     block_a, block_c, warps = 64, 64, 4
     if gradient:  # the sums are (BLOCK_A, WIDTH) more registers
-        block_a, block_c, warps = {256: (32, 32, 8), 512: (32, 16, 8)}.get(width, (64, 32, 4))
+        block_a, block_c, warps = _GRADIENT_TILES.get(width, (64, 32, 4))
     return {
         "WIDTH": width,
         "DEPTH": min(width, 32),
