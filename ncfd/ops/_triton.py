@@ -211,8 +211,8 @@ _GRADIENT_TILES = {128: (64, 32, 8), 256: (32, 32, 8), 512: (32, 16, 8)}
 def tiles(dim: int, gradient: bool) -> dict[str, int]:
     """Sizes of the tiles for rows of ``dim`` features, with the warps and stages of a program.
 
-    As large as registers allow: next to nothing spills into memory, and less than 100 KiB of shared memory
-    suits every device from compute capability 8.0 on (`tests/test_triton.py` compiles them).
+    As large as registers allow: next to nothing spills into memory, and less than 100 KiB of shared
+    memory suits every device from compute capability 8.0 on (`tests/test_triton.py` compiles them).
     """
     width = max(16, triton.next_power_of_2(dim))  # `dot` takes no less than 16
     block_a, block_c, warps = 64, 64, 4
