@@ -639,7 +639,15 @@ def test_a_study_of_distillation_is_quoted_as_it_is_on_file(content):
 
 
 def test_there_are_studies_of_distillation():
-    assert {"alpha", "stability"} <= {content["study"] for content in distillation_studies()}
+    found = {content["study"]: content for content in distillation_studies()}
+    assert {"alpha", "stability"} <= {*found}
+    # The start of all rows was judged beside them.
+    words = " ".join((GUIDE / "studies.md").read_text(encoding="utf-8").split())
+    start = found["alpha"]["start"]
+    assert start["config"]["method"] == "mix"
+    assert f"(`mix`) has {start['accuracy']['mean']:.1f} %" in words
+    (fixed,) = (r for r in found["alpha"]["runs"] if r["row"] == "α = 0.5")
+    assert f"fixed frequencies {fixed['accuracy']['mean']:.1f} %" in words
 
 
 def test_runs_with_a_held_norm_are_quoted_as_they_are_on_file():
