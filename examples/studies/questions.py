@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 #: Options of every run, before those of the study, those given after `--`, and those of the row.
-#: About a minute on one idle core. Half the width, a third of the iterations and the time of
+#: Two to five minutes on one core shared with other jobs. Half the width, a third of the iterations and the time of
 #: evaluation of the scaled table in the guide, and twice its step.
 PROTOCOL = (
     *("--ipc", "10", "--width", "16", "--zoo-size", "3", "--zoo-epochs", "2"),
