@@ -177,7 +177,7 @@ def forward(
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
     if not keep and _fused.takes(x, t, groups):
-        return *_fused.kernels().sums(x, t, w), []
+        return *_fused.kernels().sums(x, t, w, _fused.precision()), []
     form = _circle.circle(x.device)
     limit = _block_rows(x, t, chunk)
     if w is not None or groups is not None:
@@ -240,7 +240,7 @@ def backward(
     """
     if len(kept) == 0 and grad_t is None and _fused.takes(x, t, groups):
         fused: tuple[Tensor, Tensor, Tensor] = _fused.kernels().gradients(
-            grad_cos, grad_sin, x, t, w, need_x, need_t, need_w
+            grad_cos, grad_sin, x, t, w, need_x, need_t, need_w, _fused.precision()
         )
         return fused
     batch, rows, dim = x.shape

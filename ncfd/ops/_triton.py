@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ncfd.ops import _circle, _fused
+from ncfd.ops import _circle
 
 # Aimed at: four for each multiprocessor of a large device. A constant, so that the order of the
 # additions, and with it every bit, is the same on all devices.
@@ -242,8 +242,11 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def sums(x: Tensor, t: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``_phases.forward`` for one problem without groups: two ``(1, 1, F)``."""
+def sums(x: Tensor, t: Tensor, w: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
+    """``_phases.forward`` for one problem without groups: two ``(1, 1, F)``.
+
+    ``precision`` is the products' ``input_precision``.
+    """
     (_, N, D), F = x.shape, t.shape[1]
     tile = tiles(D, gradient=False)
     parts, stretch = _parts(F, N, tile, _SEQUENTIAL_ROWS)
@@ -261,7 +264,7 @@ def sums(x: Tensor, t: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
             D,
             stretch,
             WEIGHTED=w is not None,
-            PRECISION=_fused.precision(),
+            PRECISION=precision,
             **tile,
         )
     cos_sum, sin_sum = (p.sum(0, dtype=torch.float64) for p in (cos_part, sin_part))
@@ -277,17 +280,18 @@ def gradients(
     need_x: bool,
     need_t: bool,
     need_w: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``_phases.backward`` likewise: gradients for x, t and w, empty where not needed."""
     radius, delta = _circle.Angle().prepare(grad_cos.reshape(-1), grad_sin.reshape(-1))
     turns = delta / (2 * torch.pi)
     grad_x = grad_t = grad_w = x.new_empty(0)
     if need_x or need_w:
-        grad_x, grad_w = _gradient(x, t, turns, radius, False, need_x, need_w)
+        grad_x, grad_w = _gradient(x, t, turns, radius, False, need_x, need_w, precision)
         if need_x and w is not None:
             grad_x.mul_(w.unsqueeze(2))
     if need_t:
-        grad_t, _ = _gradient(t, x, turns, w, True, True, False)
+        grad_t, _ = _gradient(t, x, turns, w, True, True, False, precision)
         grad_t.mul_(radius.unsqueeze(1))
     return grad_x, grad_t, grad_w
 
@@ -300,6 +304,7 @@ def _gradient(
     shifts_a: bool,
     wants_rows: bool,
     wants_sin: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """``Σ_c scale cos(θ + δ) c``, (1, A, D), and ``Σ_c scale sin(θ + δ)``, (1, A)."""
     (_, A, D), C = a.shape, c.shape[1]
@@ -323,7 +328,7 @@ def _gradient(
             SCALED=scale is not None,
             WANTS_ROWS=wants_rows,
             WANTS_SIN=wants_sin,
-            PRECISION=_fused.precision(),
+            PRECISION=precision,
             **tile,
         )
     return _added(grad), _added(grad_sin)
