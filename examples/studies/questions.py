@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 #: Options of every run, before those of the study, those given after `--`, and those of the row.
-#: Two to five minutes on one core shared with other jobs. Half the width, a third of the iterations and the time of
-#: evaluation of the scaled table in the guide, and twice its step.
+#: Two to five minutes on one core shared with other jobs. Half the width, a third of the iterations
+#: and half the epochs of evaluation of the scaled table in the guide, and twice its step.
 PROTOCOL = (
     *("--ipc", "10", "--width", "16", "--zoo-size", "3", "--zoo-epochs", "2"),
     *("--iterations", "100", "--batch-real", "32", "--lr-image", "2e-3"),
