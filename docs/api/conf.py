@@ -6,6 +6,9 @@ import os
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
@@ -94,3 +97,16 @@ intersphinx_mapping = {
     "numpy": ("https://numpy.org/doc/stable", _local_inventory("numpy")),
     "torch": ("https://docs.pytorch.org/docs/stable", _local_inventory("torch")),
 }
+
+
+def _point_to_guide(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """The link to the guide is relative, so it depends on how deep a page lies (``_modules/``)."""
+    link = context["theme_announcement"]
+    context["theme_announcement"] = link.replace('"../', '"../' + "../" * page.count("/"))
+
+
+def setup(app: Sphinx) -> None:
+    """Entry point of Sphinx."""
+    app.connect("html-page-context", _point_to_guide)
