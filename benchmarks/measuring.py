@@ -214,16 +214,22 @@ def _reset_high_water_mark() -> None:
         return  # the mark of the process's start then counts: too high rather than too low
 
 
-def in_fresh_process(probe: str, specification: dict[str, Any]) -> Any:
-    """Result of `benchmarks.suites.<probe>.probe(specification)` in a process of its own."""
+def in_fresh_process(
+    probe: str, specification: dict[str, Any], environment: dict[str, str] | None = None
+) -> Any:
+    """Result of `benchmarks.suites.<probe>.probe(specification)` in a process of its own.
+
+    In its environment, without one given, freed blocks above 1 MiB go back to the system, so that
+    the next point starts from zero.
+    """
     command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--probe", probe]
-    # Freed blocks above 1 MiB go back to the system, so that the next point starts from zero.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB)}
+    if environment is None:
+        environment = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
     done = subprocess.run(
         [*command, json.dumps(specification)],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, **environment},
         check=False,
     )
     if done.returncode != 0:

@@ -121,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     written = []
     for file in sorted(args.results.glob("*.json")):
         content = records.load(file)
-        draw = PLOTS.get(content.get("suite", ""))
+        # Not every result is a suite's: some are lists of runs.
+        draw = PLOTS.get(content.get("suite", "")) if isinstance(content, dict) else None
         if draw is None or not content["tables"]:
             continue
         figure = draw(content)

@@ -29,6 +29,7 @@ SUITES = {
     "precision": "error against float64 as the phases grow",
     "scaling": "time and memory against N, D and F",
     "pipeline": "the distillation step, part by part",
+    "page-faults": "how much of the large cases is memory that comes and goes",
     "two-sample": "the tests against plain ways to do the same",
     "power": "what share of differences the tests see, beside other tests, and their size",
     "metric": "the metric beside FID and KID: damage that it sees, bias with the sample size",

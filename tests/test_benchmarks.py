@@ -52,7 +52,9 @@ def test_loss_suite_judges_every_target(tmp_path):
     assert found["memory"][0]["verdict"] in ("met", "not measured")
 
 
-@pytest.mark.parametrize("suite", ["frequencies", "precision", "two-sample", "peers"])
+@pytest.mark.parametrize(
+    "suite", ["frequencies", "page-faults", "precision", "two-sample", "peers"]
+)
 def test_suite_in_this_process(suite, tmp_path):
     file = tmp_path / f"{suite}.json"
     assert run.main(["--suite", suite, "--quick", "--output", str(file)]) == file
@@ -190,6 +192,7 @@ def test_plots(tmp_path):
         written = records.Records(tmp_path / f"{suite}.json", header)
         for row in rows:
             written.add(table, row)
+    (tmp_path / "runs.json").write_text("[]")  # a result, but not of a suite
     drawn = plot.main(["--results", str(tmp_path), "--output", str(tmp_path)])
     assert sorted(p.name for p in drawn) == ["frequencies.svg", "precision.svg", "scaling.svg"]
     assert all(p.stat().st_size > 1000 for p in drawn)

@@ -602,6 +602,55 @@ def test_the_power_study_is_quoted_as_it_is_on_file():
     assert quoted == {k: [row.get(name, "-") for name in names] for k, row in found.items()}
 
 
+def test_times_are_quoted_as_they_are_on_file():
+    loss, pipeline = study("loss"), study("pipeline")
+    wanted = [
+        [r["case"], r["measure"], r["target"], f"{r['ratio']:.4g}", r["verdict"]]
+        for r in loss["targets"]
+    ]
+    (memory,) = loss["memory"]
+    measured = f"{memory['beyond_mib']:.2f}"
+    measure = "MiB beyond inputs and gradients"
+    wanted += [["memory", measure, memory["target"], measured, memory["verdict"]]]
+    wanted += [
+        [r["case"], r["measure"], r["target"], f"{r['value']:.3f}", r["verdict"]]
+        for r in pipeline["targets"]
+    ]
+    wanted += [
+        [r["part"], f"{r['part_s']:.3f}", f"{100 * r['share']:.0f} %"]
+        for r in pipeline["parts"]
+        if (r["case"], r["contender"]) == ("CIFAR-10, IPC 10", "with ψ")
+    ]
+    wanted += [
+        [r["peer"], f"{r['both_ms']:.1f}", f"{r['memory_mib']:.0f}", f"{r['relative_error']:.1e}"]
+        for r in study("peers")["peers"]
+        if r["n"] == 2000
+    ]
+    slopes = {(r["contender"], r["sweep"]): f"{r['slope']:.2f}" for r in study("scaling")["slopes"]}
+    names = {"ncfd": "`ncfd_loss`", "released": "released form", "bare products": "bare products"}
+    wanted += [[label, *(slopes[name, k] for k in "NDF")] for name, label in names.items()]
+    faults = study("page-faults")
+    wanted += [
+        [
+            *(r[k] for k in ("case", "allocator", "contender")),
+            *(f"{r[k]:.0f}" for k in ("both_ms", "system_ms", "faults")),
+        ]
+        for r in faults["steps"]
+    ]
+    quoted = table_rows("benchmarks")
+    assert [row for row in wanted if row not in quoted] == []
+    words = re.sub(r"\s+", " ", (GUIDE / "benchmarks.md").read_text(encoding="utf-8"))
+    ratio = {
+        (r["case"], r["allocator"]): f"{r['released form / ours']:.2f}" for r in faults["ratios"]
+    }
+    small, large = "generator, D=64", "generator, D=128"
+    assert (
+        f"takes {ratio[small, 'default']} times as long as `ncfd_loss` at D = 64 and "
+        f"{ratio[large, 'default']} times at D = 128; where memory is kept, "
+        f"{ratio[small, 'keeping']} and {ratio[large, 'keeping']} times."
+    ) in words
+
+
 def test_the_large_test_is_quoted_as_it_is_on_file():
     file = DOCS.parent / "benchmarks" / "results" / "two-sample-cpu-amd-epyc.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["tables"]["large"]
