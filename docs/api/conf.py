@@ -100,7 +100,7 @@ intersphinx_mapping = {
 
 
 def _point_to_guide(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+    _app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: object
 ) -> None:
     """The link to the guide is relative, so it depends on how deep a page lies (``_modules/``)."""
     link = context["theme_announcement"]
