@@ -498,9 +498,10 @@ def test_quoted_benchmarks_are_those_on_file():
     quoted = 0
     for line in page.splitlines():
         cells = [c.strip() for c in line.split("|")[1:-1]]
-        if len(cells) == 6 and cells[0].isdigit():
+        if len(cells) == 8 and cells[0].isdigit():
             key = (cells[0], cells[1])
-            assert cells[2:] == counts[*key, "orthogonal"] + counts[*key, "sobol"], key
+            methods = ("orthogonal", "structured", "sobol")
+            assert cells[2:] == [n for m in methods for n in counts[*key, m]], key
             quoted += 1
         elif len(cells) == 5 and (cells[0], "0.1") in errors:
             assert cells[1:] == errors[cells[0], "0.1"] + errors[cells[0], "1"], cells[0]
@@ -629,6 +630,16 @@ def test_times_are_quoted_as_they_are_on_file():
     slopes = {(r["contender"], r["sweep"]): f"{r['slope']:.2f}" for r in study("scaling")["slopes"]}
     names = {"ncfd": "`ncfd_loss`", "released": "released form", "bare products": "bare products"}
     wanted += [[label, *(slopes[name, k] for k in "NDF")] for name, label in names.items()]
+    costs = study("frequencies")
+    methods = ("random", "orthogonal", "structured")
+    wanted += [
+        [str(r["D"]), str(r["F"]), *(f"{r[f'{m}_ms']:.1f} ms" for m in methods)]
+        for r in costs["draw, ms"]
+    ]
+    wanted += [
+        [*(str(r[k]) for k in "NDF"), f"{r['dense_ms']:.1f} ms", f"{r['fast_ms']:.1f} ms"]
+        for r in costs["phases of fixed frequencies, ms"]
+    ]
     faults = study("page-faults")
     wanted += [
         [
