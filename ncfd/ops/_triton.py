@@ -204,7 +204,7 @@ INTERPRETED = not isinstance(_sums_kernel, triton.JITFunction)
 
 
 # Rows of a, rows of c, warps. Rows of features that do not start at multiples of 16 bytes take more
-# registers than others: without that, 4 warps would do for 128.
+# registers than others: without them, 4 warps would do for 128, here and in the sums.
 _GRADIENT_TILES = {128: (64, 32, 8), 256: (32, 32, 8), 512: (32, 16, 8)}
 
 
@@ -215,7 +215,7 @@ def tiles(dim: int, gradient: bool) -> dict[str, int]:
     memory suits every device from compute capability 8.0 on (`tests/test_triton.py` compiles them).
     """
     width = max(16, triton.next_power_of_2(dim))  # `dot` takes no less than 16
-    block_a, block_c, warps = 64, 64, 4
+    block_a, block_c, warps = 64, 64, 4 if width < 128 else 8
     if gradient:  # the sums are (BLOCK_A, WIDTH) more registers
         block_a, block_c, warps = _GRADIENT_TILES.get(width, (64, 32, 4))
     return {
