@@ -714,6 +714,16 @@ def test_there_are_studies_of_distillation():
     assert f"fixed frequencies {fixed['accuracy']['mean']:.1f} %" in words
 
 
+def test_the_bank_of_stored_phi_is_quoted_as_it_is_on_file():
+    file = DOCS.parent / "benchmarks" / "results" / "stored-phi-cpu.json"
+    for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
+        size, seconds = run["bank"]["entries"], run["processor_seconds"]
+        name = str(size) if size else "fresh batches of 32"
+        filling = f"{seconds['fill']:.1f}" if size else "-"
+        row = [name, f"{run['accuracy']['mean']:.1f}", f"{seconds['iterations']:.1f}", filling]
+        assert row in table_rows("studies")
+
+
 def test_runs_with_a_held_norm_are_quoted_as_they_are_on_file():
     file = DOCS.parent / "benchmarks" / "results" / "cifar10-held-norm-cpu.json"
     content = json.loads(file.read_text(encoding="utf-8"))
