@@ -781,6 +781,12 @@ def gaussian_ncfd(
     if (x_groups is None) != (y_groups is None):
         given, missing = ("x_groups", "y_groups") if y_groups is None else ("y_groups", "x_groups")
         raise ValueError(f"{given} needs {missing}: groups are matched group by group")
+    count = 0
+    if x_groups is not None and y_groups is not None:
+        x_groups, count = check.check_groups(x_groups, num_groups, "x_groups", x)
+        y_groups, _ = check.check_groups(y_groups, num_groups, "y_groups", y)
+    elif num_groups is not None:
+        raise ValueError(f"num_groups needs x_groups and y_groups, got num_groups={num_groups}")
 
     batch = tuple(x.shape[:-2])
     w_x = x.new_ones(x.shape[:-1], dtype=dtype) if x_weights is None else x_weights.to(dtype)
@@ -792,14 +798,10 @@ def gaussian_ncfd(
     x, y = x - center, y - center
     present = None
     if x_groups is not None and y_groups is not None:
-        x_groups, count = check.check_groups(x_groups, num_groups, "x_groups", x[0])
-        y_groups, _ = check.check_groups(y_groups, num_groups, "y_groups", y[0])
         x, w_x = _by_group(x[0], w_x[0], x_groups, count)  # (G, n, D), (G, n)
         y, w_y = _by_group(y[0], w_y[0], y_groups, count)
         present = (w_x.sum(1) > 0) & (w_y.sum(1) > 0)
         batch = (count,)
-    elif num_groups is not None:
-        raise ValueError(f"num_groups needs x_groups and y_groups, got num_groups={num_groups}")
 
     value = x.new_zeros(x.shape[0])
     normal = []

@@ -1016,6 +1016,14 @@ def test_grouped_gaussian_loss_is_a_loop_over_groups(kind: str, unbiased: bool) 
         close(value, np.asarray(expected), 1e-14)
 
 
+def test_groups_of_the_gaussian_loss_refuse_a_batch() -> None:
+    # Once, all but the first entry of the batch were left out without a word.
+    x, y, _ = some_data(N=6, M=5)
+    labels = {"x_groups": torch.arange(6) % 2, "y_groups": torch.arange(5) % 2, "num_groups": 2}
+    with pytest.raises(ValueError, match=r"x_groups needs samples of shape \(N, D\)"):
+        gaussian_ncfd(x.expand(2, 6, 3), y.expand(2, 5, 3), **labels)
+
+
 def test_batched_gaussian_loss_is_a_loop() -> None:
     x, y = normal(43, 2, 3, 6, 3), 0.3 + normal(44, 2, 3, 4, 3)
     value = gaussian_ncfd(x, y, 0.7)

@@ -549,10 +549,12 @@ def metric(features: Any, real: Any, **options: Any) -> Tensor:
 
 def metric_shape(a: Arguments) -> Shape | None:
     t, x = a["frequencies"], a["features"]
-    if not isinstance(t, ncfd.GaussianFrequencies):
-        if not (is_samples(t) and t.ndim == 2 and t.shape[1] == D):
-            return None
-        t = normal(F, D) if not t.is_meta else t
+    if isinstance(t, ncfd.GaussianFrequencies):
+        t = normal(F, D)  # as it draws them
+    elif not (is_samples(t) and t.ndim == 2 and t.shape[1] == D):
+        return None
+    elif not t.is_meta:
+        t = normal(F, D)
     if a["feature_extractor"] is not None and not isinstance(a["feature_extractor"], nn.Identity):
         return None
     if not (is_samples(x) and x.ndim == 2 and x.shape[1] == D and x.device == t.device):
