@@ -155,7 +155,8 @@ def train(
             )
             written = time.perf_counter()
     if unfinished is not None:
-        unfinished.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no folder, and then nothing was written
+            unfinished.file.unlink(missing_ok=True)
     return {name: w.detach() for name, w in weights.items()}
 
 
