@@ -50,7 +50,7 @@ def sums(
     apply: Callable[..., tuple[Any, ...]]
     if torch.compiler.is_compiling():
         apply = cf_sums
-    elif _transforming():
+    elif transforming():
         apply = _Sums.apply
     elif fused:
         apply = cf_sums
@@ -68,10 +68,10 @@ def _wants_grad(*inputs: Tensor | None) -> bool:
 
 def takes_short_way(*inputs: Tensor | None) -> bool:
     """Whether a gradient is wanted in plain eager code: no graph, no ``torch.func``."""
-    return not torch.compiler.is_compiling() and not _transforming() and _wants_grad(*inputs)
+    return not torch.compiler.is_compiling() and not transforming() and _wants_grad(*inputs)
 
 
-def _transforming() -> bool:
+def transforming() -> bool:
     """Inside a ``torch.func`` transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 

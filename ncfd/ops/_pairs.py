@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ncfd.ops._budget import BUDGET
-from ncfd.ops._operator import is_batched
+from ncfd.ops._operator import is_batched, transforming
 
 #: Rows and columns of a block of kernel values: inside a core's cache on a CPU, where each value
 #: is passed over six times; few launches on an accelerator.
@@ -87,15 +87,11 @@ def kernel_sums(
     all, and formed again otherwise: memory is linear in the samples. ``chunk_size`` sets the rows
     of a block.
     """
-    if torch.compiler.is_compiling() or _transforming() or x.is_meta:
+    if torch.compiler.is_compiling() or transforming() or x.is_meta:
         other, w_other = (x, w_x) if y is None or w_y is None else (y, w_y)
         return _plain(x, other, w_x, w_other, scale, chunk_size)
     value: Tensor = _PairSums.apply(x, y, w_x, w_y, scale, chunk_size)
     return value
-
-
-def _transforming() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _plain(
