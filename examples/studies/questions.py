@@ -80,6 +80,7 @@ _ALL = (
         ("--loss", "squared", *SCALE),
         (
             *(Row(m, ("--method", m)) for m in ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")),
+            Row("ncfm, norm held", ("--method", "ncfm", "--fixed-norm")),
             *(Row(m, ("--method", m)) for m in ("mix", "random")),
         ),
         reference="dm",
