@@ -163,7 +163,7 @@ def test_rising_frequencies_go_from_a_quarter_to_the_whole_scale():
             criterion.rewind()
             values.append(sampling() if method == "ncfm" else sampling.scales())
         torch.testing.assert_close(values[1], 0.5 * values[0])
-    mmd = matching.make_matching(configure("--method", "mmd"), [8])
+    mmd = matching.make_matching(configure("--method", "mmd", "--scale", "1"), [8])
     mmd.set_factor(0.5)
     x, y, one = torch.randn(4, 8), torch.randn(4, 8), torch.zeros(4, dtype=torch.int64)
     half = mmd(x, y, real_groups=one, synthetic_groups=one, num_groups=1)

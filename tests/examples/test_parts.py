@@ -377,6 +377,13 @@ def test_the_form_of_the_loss_is_the_unbiased_one_where_it_serves(arguments, los
     assert configure(*arguments).loss == loss
 
 
+def test_scale_depends_on_the_method_and_on_what_is_given():
+    assert [configure("--method", m).scale for m in ("ncfm", "ncfm-fixed", "ncfm-exact")] == [1] * 3
+    assert configure("--method", "mmd").scale == 3
+    assert configure("--method", "mmd", "--preset", "paper").scale == 3
+    assert configure("--method", "mmd", "--scale", "0.5").scale == 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
