@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import re
+import statistics
 import sys
 import types
 import zlib
@@ -723,6 +724,33 @@ def test_the_bank_of_stored_phi_is_quoted_as_it_is_on_file():
         filling = f"{seconds['fill']:.1f}" if size else "-"
         row = [name, f"{run['accuracy']['mean']:.1f}", f"{seconds['iterations']:.1f}", filling]
         assert row in table_rows("studies")
+
+
+def test_the_digits_are_quoted_as_they_are_on_file():
+    """The same table in README and guide: every method and baseline, each seed, mean and spread."""
+    file = DOCS.parent / "benchmarks" / "results" / "digits-cpu.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    values: dict[str, dict[int, float]] = {}
+    for run in content["runs"]:
+        assert run["config"]["dataset"] == "digits"
+        assert run["config"]["calibration"] == 0
+        judged = {run["config"]["method"]: run["accuracy"], **run["baselines"]}
+        for name, accuracy in judged.items():
+            of_seed = values.setdefault(name, {})
+            assert run["seed"] not in of_seed, name
+            of_seed[run["seed"]] = accuracy["mean"]
+    seeds = sorted(values["ncfm"])
+    assert seeds == [0, 1, 2]
+    for page in (DOCS.parent / "README.md", GUIDE / "results.md"):
+        text = page.read_text(encoding="utf-8")
+        (table,) = re.findall(r"^\| method \| seed 0 \|.*?\n\n", text, re.MULTILINE | re.DOTALL)
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+        for name, accuracies in values.items():
+            (row,) = (r for r in rows if r[0].split(",")[0] == f"`{name}`")
+            each = [accuracies[seed] for seed in seeds]
+            mean, spread = statistics.mean(each), statistics.stdev(each)
+            assert row[1:] == [*(f"{v:.1f}" for v in each), f"{mean:.1f} ± {spread:.1f}"], name
+        assert file.name in text
 
 
 def test_runs_with_a_held_norm_are_quoted_as_they_are_on_file():
