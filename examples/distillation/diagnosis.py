@@ -15,6 +15,8 @@ import ncfd
 
 #: Below this share of the real spread, synthetic features of a class count as collapsed.
 COLLAPSED = 0.1
+#: A growth of the share of pixel values at 0 or 1 by more than this counts as too large steps.
+CLIPPED = 0.25
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ def diagnose(
     synthetic: tuple[Tensor, Tensor],
     t: Tensor,
     class_names: Sequence[str],
+    clipped: tuple[float, float] = (0.0, 0.0),
 ) -> Diagnosis:
     """Look at features (N, D) and labels (N,) of both sides at the frequencies `t` (F, D).
 
     The features are as the loss sees them: normalised, if it normalises. Classes with fewer than
-    two real images are left out.
+    two real images are left out. `clipped` is the share of pixel values at the ends of their range
+    in the images at the start and now.
     """
     (x, x_labels), (y, y_labels) = real, synthetic
     reports: dict[str, ncfd.FrequencyReport] = {}
@@ -64,8 +68,14 @@ def diagnose(
         warnings.append(
             f"{len(collapsed)} of {len(reports)} classes, {name} most of all: the features of the "
             f"synthetic images have collapsed, their spread is {collapsed[name]:.1g} of the real "
-            "one; lower the learning rate of the images, start from real images, or store fewer "
-            "images per class"
+            "one; use more real images a batch, a smaller alpha, or a lower learning rate of the "
+            "images"
+        )
+    before, now = clipped
+    if now - before > CLIPPED:
+        warnings.append(
+            f"{now:.0%} of the stored values are 0 or 1, {before:.0%} at the start: the images are "
+            "clipped into saturated noise; lower the learning rate of the images"
         )
     lines = [
         *([f"- **Warning.** {line}" for line in warnings] or ["No warnings."]),
@@ -77,6 +87,11 @@ def diagnose(
         "```",
     ]
     return Diagnosis("\n".join(lines), warnings)
+
+
+def clipped(images: Tensor) -> float:
+    """Share of values of images in [0, 1] that lie at one of the ends, to the last of 8 bits."""
+    return ((images < 0.5 / 255) | (images > 1 - 0.5 / 255)).double().mean().item()
 
 
 def _spread(features: Tensor) -> float:

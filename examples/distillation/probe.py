@@ -15,6 +15,9 @@ from .options import GAMES, Config
 from .randomness import generator
 from .zoo import Zoo
 
+#: Real images of each class, at least, that the diagnosis looks at: fewer show no spread.
+LOOKED_AT = 16
+
 
 def probe_interval(config: Config) -> int:
     """Iterations from one look to the next: at least 30 looks in a run."""
@@ -65,9 +68,20 @@ class Probe:
         for pick in picks[:10] if criterion.samplers else []:
             features.append(self._features(batches.fetch([pick])[0])[:, -criterion.dims[0] :])
         self.batch = F.normalize(torch.cat(features), dim=1) if features else None
+        self.looked_at = (self.batch, self.batch_labels)
+        if features and config.batch_real < LOOKED_AT:
+            self.looked_at = self._looked_at()
         # ψ as it is now, before its first step.
         with torch.no_grad():
             self.first = copy.deepcopy(criterion)
+
+    def _looked_at(self) -> tuple[Tensor, Tensor]:
+        """Features and labels of LOOKED_AT real images of each class, or all it has."""
+        stream = generator(self.config.seed, "probe batch")
+        batches = RealBatches(self.data, LOOKED_AT, stream)
+        images, labels = batches.fetch(batches.choose()[:10])
+        width = self.batch.shape[1]
+        return F.normalize(self._features(images)[:, -width:], dim=1), labels
 
     def _features(self, images: Tensor) -> Tensor:
         layers = self.config.layers
@@ -154,10 +168,11 @@ class Probe:
             stream = generator(self.config.seed, "probe", device=self.config.device)
             t = criterion.samplers[0].sampler(generator=stream)
         return diagnosis.diagnose(
-            (self.batch, self.batch_labels),
+            self.looked_at,
             (F.normalize(features, dim=1), labels),
             t,
             self.data.class_names[: min(10, part.last)],
+            clipped=(diagnosis.clipped(self.initial_images), diagnosis.clipped(images)),
         )
 
     def floors(self) -> dict[str, float]:

@@ -1,8 +1,11 @@
 """The section of the distillation report that says whether the game was healthy."""
 
+from pathlib import Path
+
+import distill_cifar
 import pytest
 import torch
-from distillation.diagnosis import diagnose
+from distillation.diagnosis import clipped, diagnose
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,6 +75,37 @@ def test_collapse_of_the_images_is_named() -> None:
     assert line.startswith("1 of 3 classes, cat most of all: ")
     assert "have collapsed" in line
     assert "learning rate of the images" in line
+
+
+def test_clipped_images_are_named() -> None:
+    """Against those of the start: real images may have a black ground."""
+    black = torch.tensor([0.0, 0.001, 0.998, 0.999, 1.0, 0.5, 0.25, 0.75])
+    assert clipped(black) == 4 / 8  # to the last of 8 bits: 0.002 rounds to 1/255, 0.998 to 254/255
+    sides = batch(0, 200), batch(1, 20), frequencies(1.0), NAMES
+    assert diagnose(*sides, clipped=(0.5, 0.74)).warnings == []
+    (line,) = diagnose(*sides, clipped=(0.1, 0.36)).warnings
+    assert line.startswith("36% of the stored values are 0 or 1, 10% at the start")
+    assert "lower the learning rate of the images" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--alpha", "1", "--batch-real", "1", "--lr-image", "0.05"), "have collapsed"),
+        (("--lr-image", "0.3"), "of the stored values are 0 or 1"),
+    ],
+)
+def test_the_failure_of_a_whole_run_is_named_and_no_other(
+    options: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
+    """|φ| of a single image is 1 everywhere, so moduli alone pull the synthetic ones together."""
+    common = ["--method", "ncfm", "--loss", "squared", "--scale", "2", "--ipc", "4"]
+    common += ["--width", "8", "--zoo-size", "1", "--zoo-epochs", "1", "--iterations", "80"]
+    common += ["--batch-real", "16", "--num-frequencies", "64", "--eval-epochs", "1"]
+    common += ["--eval-runs", "1", "--no-baselines", "--device", "cpu"]
+    results = distill_cifar.main([*common, *options, "--output-dir", str(tmp_path / "run")])
+    (line,) = (w for w in results["warnings"] if "collapsed" in w or "0 or 1" in w)
+    assert named in line
 
 
 def test_the_worst_class_speaks() -> None:
