@@ -1032,11 +1032,12 @@ def test_batched_gaussian_loss_is_a_loop() -> None:
         close(value[i], np.asarray(reference.gaussian_kernel_loss(x[i], y[i], 0.7)), 1e-14)
 
 
+@pytest.mark.parametrize("M", [3, 4])  # equal sizes form all three terms with both sides named
 @pytest.mark.parametrize("chunk_size", [None, 2])
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_gaussian_loss_gradcheck(unbiased: bool, chunk_size: int | None) -> None:
-    x, y, _ = some_data(N=4, M=3)
-    weights = [torch.rand(n, generator=torch.Generator().manual_seed(n)).double() for n in (4, 3)]
+def test_gaussian_loss_gradcheck(unbiased: bool, chunk_size: int | None, M: int) -> None:
+    x, y, _ = some_data(N=4, M=M)
+    weights = [torch.rand(n, generator=torch.Generator().manual_seed(n)).double() for n in (4, M)]
     leaves = [v.requires_grad_() for v in (x, y, SCALES_OF_THREE["mixture"].clone(), *weights)]
 
     def function(x: Tensor, y: Tensor, scale: Tensor, w: Tensor, v: Tensor) -> Tensor:
@@ -1046,6 +1047,10 @@ def test_gaussian_loss_gradcheck(unbiased: bool, chunk_size: int | None) -> None
 
     assert gradcheck(function, leaves)
     assert gradgradcheck(function, leaves, fast_mode=True)
+    plain = torch.autograd.grad(function(*leaves), leaves)
+    penalised = torch.autograd.grad(function(*leaves), leaves, create_graph=True)
+    for a, b in zip(plain, penalised, strict=True):
+        torch.testing.assert_close(a, b)  # with a graph of its own it is the same gradient
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)

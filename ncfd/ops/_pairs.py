@@ -285,12 +285,12 @@ def _weighed_squares(w: Tensor, x: Tensor) -> Tensor:
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient with a graph of its own, or of many outputs at once."""
-    x, y, w_x, w_y, scale, *_ = ctx.saved_tensors
     with torch.enable_grad():
+        # Views: one tensor may stand on both sides, and each place wants its own share.
+        inputs: list[Any] = [None if v is None else v.view_as(v) for v in ctx.saved_tensors[:5]]
+        x, y, w_x, w_y, scale = inputs
         other, w_other = (x, w_x) if y is None else (y, w_y)
         value = _plain(x, other, w_x, w_other, scale, ctx.chunk_size)
-    wanted = [
-        v for v, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False) if needed
-    ]
+    wanted = [v for v, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
     found = iter(torch.autograd.grad(value, wanted, grad, create_graph=torch.is_grad_enabled()))
     return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
