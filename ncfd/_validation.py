@@ -79,7 +79,7 @@ def check_samples(value: object, name: str, *, part: bool = False) -> Tensor:
 
 
 def check_frequencies(
-    value: object, batch: tuple[int, ...], dim: int, device: torch.device
+    value: object, batch: tuple[int, ...], dim: int, device: torch.device, name: str = "t"
 ) -> Tensor:
     """Frequencies ``(F, D)`` or ``(*, F, D)`` for samples with batch shape ``*``."""
     t = check_floating(value, "t")
@@ -87,9 +87,9 @@ def check_frequencies(
         wanted = f"(F, {dim})"
         if batch:
             wanted += f" or {(*batch, 'F', dim)}".replace("'", "")
-        raise ValueError(f"t must have shape {wanted} to match the samples, got {describe(t)}")
+        raise ValueError(f"{name} must have shape {wanted} to match the samples, got {describe(t)}")
     if t.shape[-2] == 0:
-        raise ValueError(f"t must hold at least one frequency, got {describe(t)}")
+        raise ValueError(f"{name} must hold at least one frequency, got {describe(t)}")
     check_device(t, "t", device)
     return t
 
@@ -204,11 +204,13 @@ def check_flag(value: object, name: str) -> bool:
 
 def check_count(value: object, name: str) -> int:
     """An integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {describe(value)}")
-    if not 1 <= value <= sys.maxsize:
-        raise ValueError(f"{name} must be at least 1, and fit an index, got {value}")
-    return value  # type: ignore[return-value]  # a SymInt, as above
+    count = cast(int, value)
+    if not 1 <= count <= sys.maxsize:
+        raise ValueError(f"{name} must be at least 1, and fit an index, got {count}")
+    # A graph's number stays one; NumPy's become Python's.
+    return count if isinstance(count, torch.SymInt) else int(count)
 
 
 def check_chunk_size(value: object) -> int | None:

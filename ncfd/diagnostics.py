@@ -250,7 +250,9 @@ def _phase_moments(x: Tensor, t: Tensor, center: Tensor) -> tuple[Tensor, Tensor
 def _distinct(rows: Tensor, up_to_sign: bool = False) -> int:
     """Distinct rows, by one number for each that all its entries enter."""
     generator = torch.Generator().manual_seed(0)
-    key = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64).to(rows)
+    key = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(
+        rows
+    )
     # Elementwise, not a product: equal rows must round equally wherever they stand.
     mark = torch.cat([(part * key).sum(1) for part in torch.split(rows, 65536)])
     return len(torch.unique(mark.abs() if up_to_sign else mark))

@@ -32,6 +32,14 @@ __all__ = [
 ]
 
 
+class Names(NamedTuple):
+    """What a caller knows the arguments by: messages speak of these."""
+
+    x: str = "x"
+    y: str = "y"
+    t: str = "t"
+
+
 class _Sums(NamedTuple):
     """What is known of samples at F frequencies. Everything in it adds: over any cut of a batch."""
 
@@ -102,7 +110,7 @@ def characteristic_function(
     Annals of Statistics 5 (1977).
     """
     if isinstance(x, Distribution):
-        _refuse_with_known_phi("a Distribution", weights=weights, groups=groups)
+        _refuse_with_known_phi("a Distribution", "x", weights=weights, groups=groups)
         if num_groups is not None:
             raise ValueError("num_groups needs groups, and a Distribution has none")
         check.check_chunk_size(chunk_size)
@@ -210,7 +218,7 @@ def _normalised(sums: _Sums) -> _Phi:
 
 
 def _of_all_processes(
-    sides: dict[str, _Sums], t: Tensor, group: torch.distributed.ProcessGroup
+    sides: dict[str, _Sums], t: Tensor, group: torch.distributed.ProcessGroup, name_of_t: str
 ) -> dict[str, _Sums]:
     """The sums of the whole batch from those of this process's part, by one all-reduce.
 
@@ -237,8 +245,8 @@ def _of_all_processes(
         # A variance above rounding: equal frequencies give equal totals.
         if second * world - first**2 > (1e-6 * size) ** 2:
             raise ValueError(
-                "t must be the same on all processes of the process_group; draw it from one seed "
-                "on all, or broadcast it"
+                f"{name_of_t} must be the same on all processes of the process_group; draw it from "
+                "one seed on all, or broadcast it"
             )
     whole = {}
     for i, (name, side) in enumerate(sides.items()):
@@ -277,10 +285,10 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _refuse_with_known_phi(what: str, **arguments: object) -> None:
+def _refuse_with_known_phi(what: str, x: str, **arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None:
-            raise ValueError(f"{name} describes samples, but x is {what}; leave {name} out")
+            raise ValueError(f"{name} describes samples, but {x} is {what}; leave {name} out")
 
 
 def amplitude_phase(phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -543,31 +551,79 @@ def ncfd_loss(
 
     Source: Wang et al., *Dataset Distillation with Neural Characteristic Function*, CVPR 2025.
     """
+    return named_loss(
+        Names(),
+        x,
+        y,
+        t,
+        alpha,
+        squared,
+        unbiased,
+        reduction,
+        x_groups,
+        y_groups,
+        num_groups,
+        x_weights,
+        y_weights,
+        chunk_size,
+        process_group,
+    )
+
+
+def named_loss(
+    names: Names,
+    x: Tensor | Distribution,
+    y: Tensor,
+    t: Tensor,
+    alpha: float,
+    squared: bool,
+    unbiased: bool,
+    reduction: str,
+    x_groups: Tensor | None,
+    y_groups: Tensor | None,
+    num_groups: int | None,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    chunk_size: int | None,
+    process_group: torch.distributed.ProcessGroup | None,
+) -> Tensor:
+    """``ncfd_loss``, whose messages call the arguments by ``names``."""
     alpha = check.check_alpha(alpha)
     squared = check.check_flag(squared, "squared")
     unbiased = check.check_flag(unbiased, "unbiased")
     reduction = check.check_reduction(reduction)
     check.check_unbiased(unbiased, squared, alpha)
     process_group = _processes.check_group(process_group)
-    y = check.check_samples(y, "y", part=process_group is not None)
+    y = check.check_samples(y, names.y, part=process_group is not None)
     sides = _both_sides(
-        x, y, t, x_groups, y_groups, num_groups, x_weights, y_weights, chunk_size, process_group
+        names,
+        x,
+        y,
+        t,
+        x_groups,
+        y_groups,
+        num_groups,
+        x_weights,
+        y_weights,
+        chunk_size,
+        process_group,
     )
     if alpha == 0.5 and not squared:
         value = _plain_root(*sides)
         if value is not None:
-            return _reduce(value, reduction, None)
+            return _reduce(value, reduction, None, names)
     phi_x, phi_y = (s if isinstance(s, _Phi) else _normalised(s) for s in sides)
     if unbiased:
-        value = _unbiased(phi_x, phi_y)
+        value = _unbiased(phi_x, phi_y, names)
     else:
         value = _chf(phi_x.re, phi_x.im, phi_y.re, phi_y.im, alpha)
         if not squared:
             value = _root(value)
-    return _reduce(value, reduction, _common(phi_x.present, phi_y.present))
+    return _reduce(value, reduction, _common(phi_x.present, phi_y.present), names)
 
 
 def _both_sides(
+    names: Names,
     x: Tensor | Distribution,
     y: Tensor,
     t: Tensor,
@@ -581,73 +637,76 @@ def _both_sides(
 ) -> tuple[_Sums | _Phi, _Sums]:
     """The real and the synthetic side, of one shape, device and dtype; φ where x is no sample."""
     batch, part = tuple(y.shape[:-2]), group is not None
+    of_x = f"{names.x}_weights", f"{names.x}_groups"
+    of_y = f"{names.y}_weights", f"{names.y}_groups"
+    given_for_x = dict(zip(of_x, (x_weights, x_groups), strict=True))
 
     def sums_of_y(dtype: torch.dtype) -> _Sums:
-        names = ("y_weights", "y_groups")
-        samples = _checked(y, y_weights, y_groups, num_groups, dtype, names, part=part)
+        samples = _checked(y, y_weights, y_groups, num_groups, dtype, of_y, part=part)
         sums = _sums(samples, t.to(dtype), chunk_size)
-        return sums if group is None else _of_all_processes({"y": sums}, t.to(dtype), group)["y"]
+        if group is None:
+            return sums
+        return _of_all_processes({names.y: sums}, t.to(dtype), group, names.t)[names.y]
 
     if isinstance(x, Distribution):
-        _refuse_with_known_phi("a Distribution", x_weights=x_weights, x_groups=x_groups)
-        t = check.check_frequencies(t, batch, y.shape[-1], y.device)
+        _refuse_with_known_phi("a Distribution", names.x, **given_for_x)
+        t = check.check_frequencies(t, batch, y.shape[-1], y.device, names.t)
         chunk_size = check.check_chunk_size(chunk_size)
         sums = sums_of_y(_compute_dtype(y, t))
         re, im = (v.to(sums.cos.dtype) for v in closed_form(x, t))
         if re.shape != sums.cos.shape:
             if re.ndim != 1:
                 raise ValueError(
-                    f"x has batch shape {tuple(x.batch_shape)}, which must be () or "
-                    f"{tuple(sums.cos.shape[:-1])} to match y (its batch, or the groups)"
+                    f"{names.x} has batch shape {tuple(x.batch_shape)}, which must be () or "
+                    f"{tuple(sums.cos.shape[:-1])} to match {names.y} (its batch, or the groups)"
                 )
             re, im = re.expand_as(sums.cos), im.expand_as(sums.sin)
         return _Phi(re, im, None, 0.0), sums
-    x = check.check_tensor(x, "x")
+    x = check.check_tensor(x, names.x)
     if x.is_complex():
-        _refuse_with_known_phi("a known φ", x_weights=x_weights, x_groups=x_groups)
-        re, im = _split(x, "x")
-        t = check.check_frequencies(t, batch, y.shape[-1], y.device)
+        _refuse_with_known_phi("a known φ", names.x, **given_for_x)
+        re, im = _split(x, names.x)
+        t = check.check_frequencies(t, batch, y.shape[-1], y.device, names.t)
         chunk_size = check.check_chunk_size(chunk_size)
         dtype = _compute_dtype(x, y, t)
         sums = sums_of_y(dtype)
         if x.shape != sums.cos.shape:
             raise ValueError(
-                f"x, a known φ, must have shape {tuple(sums.cos.shape)} to match y and t, "
-                f"got {check.describe(x)}"
+                f"{names.x}, a known φ, must have shape {tuple(sums.cos.shape)} to match "
+                f"{names.y} and {names.t}, got {check.describe(x)}"
             )
-        check.check_device(x, "x", y.device)
+        check.check_device(x, names.x, y.device)
         present = None if y_groups is None else ((re != 0) | (im != 0)).any(-1)
         return _Phi(re.to(dtype), im.to(dtype), present, 0.0), sums
 
-    x = check.check_samples(x, "x", part=part)
+    x = check.check_samples(x, names.x, part=part)
     if tuple(x.shape[:-2]) != batch or x.shape[-1] != y.shape[-1]:
         raise ValueError(
-            "x and y must agree in all but the number of samples, "
+            f"{names.x} and {names.y} must agree in all but the number of samples, "
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    check.check_device(y, "y", x.device)
+    check.check_device(y, names.y, x.device)
     if (x_groups is None) != (y_groups is None):
-        given, missing = ("x_groups", "y_groups") if y_groups is None else ("y_groups", "x_groups")
+        given, missing = (of_x[1], of_y[1]) if y_groups is None else (of_y[1], of_x[1])
         raise ValueError(f"{given} needs {missing}: groups are matched group by group")
-    t = check.check_frequencies(t, batch, x.shape[-1], x.device)
+    t = check.check_frequencies(t, batch, x.shape[-1], x.device, names.t)
     chunk_size = check.check_chunk_size(chunk_size)
     dtype = _compute_dtype(x, y, t)
-    names = ("x_weights", "x_groups"), ("y_weights", "y_groups")
-    real = _checked(x, x_weights, x_groups, num_groups, dtype, names[0], part=part)
-    synthetic = _checked(y, y_weights, y_groups, num_groups, dtype, names[1], part=part)
+    real = _checked(x, x_weights, x_groups, num_groups, dtype, of_x, part=part)
+    synthetic = _checked(y, y_weights, y_groups, num_groups, dtype, of_y, part=part)
     t = _cast(t, dtype)
     sums_of_x, sums = _sums_of_both(real, synthetic, t, chunk_size)
     if group is not None:
-        both = _of_all_processes({"x": sums_of_x, "y": sums}, t, group)
-        return both["x"], both["y"]
+        both = _of_all_processes({names.x: sums_of_x, names.y: sums}, t, group, names.t)
+        return both[names.x], both[names.y]
     return sums_of_x, sums
 
 
-def _unbiased(x: _Phi, y: _Phi) -> Tensor:
+def _unbiased(x: _Phi, y: _Phi, names: Names) -> Tensor:
     """U-statistic of ``½ |φx - φy|²``: the diagonal pairs, each 1, taken out of both squares."""
     value = (x.re - y.re).square() + (x.im - y.im).square()
     common = _common(x.present, y.present)
-    for name, side in (("x", x), ("y", y)):
+    for name, side in ((names.x, x), (names.y, y)):
         share = side.share
         if isinstance(share, Tensor):
             single = share >= 1
@@ -675,7 +734,7 @@ def _common(x_present: Tensor | None, y_present: Tensor | None) -> Tensor | None
     return x_present & y_present
 
 
-def _reduce(value: Tensor, reduction: str, present: Tensor | None) -> Tensor:
+def _reduce(value: Tensor, reduction: str, present: Tensor | None, names: Names) -> Tensor:
     """Over the last dimension and, with ``present (G,)``, over those groups."""
     if present is None:
         if reduction == "none":
@@ -685,7 +744,9 @@ def _reduce(value: Tensor, reduction: str, present: Tensor | None) -> Tensor:
     if reduction == "none":
         return value
     if check.values_visible(present) and not bool(present.any()):
-        raise ValueError("x_groups and y_groups have no group in common: nothing to compare")
+        raise ValueError(
+            f"{names.x}_groups and {names.y}_groups have no group in common: nothing to compare"
+        )
     if reduction == "sum":
         return value.sum()
     return value.sum() / (present.sum() * value.shape[1])

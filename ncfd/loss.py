@@ -16,6 +16,9 @@ from ncfd import _validation as check
 __all__ = ["NCFDLoss"]
 
 
+_NAMES = functional.Names("real", "synthetic", "t, given by sampler,")
+
+
 class NCFDLoss(nn.Module):
     r"""Characteristic function discrepancy between real and synthetic features.
 
@@ -28,7 +31,8 @@ class NCFDLoss(nn.Module):
         sampler: a module whose call returns ``(F, D)`` frequencies, or a fixed ``(F, D)`` tensor
             (kept as a buffer).
         alpha: weight of amplitude against phase, in [0, 1].
-        normalize: scale every row of both sides to length 1 first.
+        normalize: scale every row of both sides to length 1 first. A ``Distribution`` or known φ
+            as the real side is taken to be that of such rows already.
         squared: leave out the root.
         unbiased: the U-statistic; needs ``squared=True`` and ``alpha=0.5``.
         adversarial: reverse the gradient that reaches the sampler.
@@ -147,20 +151,22 @@ class NCFDLoss(nn.Module):
                 isinstance(real, Distribution) or (isinstance(real, Tensor) and real.is_complex())
             ):
                 real = functional.unit_rows(real, "real", part=part)
-        return functional.ncfd_loss(
+        return functional.named_loss(
+            _NAMES,
             real,
             synthetic,
             t,
-            alpha=self.alpha,
-            squared=self.squared,
-            unbiased=self.unbiased,
-            reduction=self.reduction,
-            x_groups=real_groups,
-            y_groups=synthetic_groups,
-            num_groups=num_groups,
-            x_weights=real_weights,
-            y_weights=synthetic_weights,
-            process_group=self.process_group,
+            self.alpha,
+            self.squared,
+            self.unbiased,
+            self.reduction,
+            real_groups,
+            synthetic_groups,
+            num_groups,
+            real_weights,
+            synthetic_weights,
+            None,
+            self.process_group,
         )
 
     def _draw(self, sampler: nn.Module, like: Tensor) -> Tensor:

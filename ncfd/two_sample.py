@@ -344,6 +344,11 @@ def _generator(seed: int | None) -> tuple[torch.Generator, int]:
     return generator.manual_seed(seed), seed
 
 
+def _shuffled(n: int, generator: torch.Generator) -> Tensor:
+    """The numbers below n in random order, on the CPU whatever the default device."""
+    return torch.randperm(n, generator=generator, device="cpu")
+
+
 def _as_tensor(value: object, name: str) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub":
@@ -417,7 +422,7 @@ def _split(
             f"{name} has {len(side)} samples, too few to learn from {cut} and test "
             f"{len(side) - cut}: each part needs 5; use learn_frequencies=False"
         )
-    order = torch.randperm(len(side), generator=generator).to(side.device)
+    order = _shuffled(len(side), generator).to(side.device)
     return side[order[:cut]], side[order[cut:]]
 
 
@@ -431,7 +436,8 @@ def _center(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _normal(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.randn(rows, like.shape[1], generator=generator, dtype=torch.float64)
+    shape = rows, like.shape[1]
+    draw = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     return draw.to(like)
 
 
@@ -439,7 +445,7 @@ def _median_distance(x: Tensor, y: Tensor, generator: torch.Generator) -> float:
     """Median distance of two samples of either set, from a random part of at most 1000 rows."""
     pooled = torch.cat([x, y])
     if len(pooled) > _MEDIAN_ROWS:
-        pooled = pooled[torch.randperm(len(pooled), generator=generator)[:_MEDIAN_ROWS]]
+        pooled = pooled[_shuffled(len(pooled), generator)[:_MEDIAN_ROWS]]
     distance = torch.pdist(pooled - pooled.mean(0))
     median = distance.median().item()
     if median == 0:  # more than half the pairs are ties
@@ -453,9 +459,9 @@ def _random_frequencies(
     """Normal frequencies, ``(F, D)``: a block for each of the ``_SCALES``, lowest first."""
     unit = scale if scale is not None else 1 / _median_distance(x, y, generator)
     # F = 8 -> 3, 3, 2: the sizes that `Tensor.tensor_split` has.
-    sizes = [len(part) for part in torch.empty(F).tensor_split(min(len(_SCALES), F))]
-    factor = torch.cat([torch.full((n,), s) for n, s in zip(sizes, _SCALES, strict=False)])
-    return _normal(F, x, generator) * (unit * factor).to(x).unsqueeze(1)
+    sizes = [len(part) for part in x.new_empty(F).tensor_split(min(len(_SCALES), F))]
+    factor = torch.cat([x.new_full((n,), s) for n, s in zip(sizes, _SCALES, strict=False)])
+    return _normal(F, x, generator) * (unit * factor).unsqueeze(1)
 
 
 def _sliced_frequencies(
@@ -466,14 +472,14 @@ def _sliced_frequencies(
     if D == 1:
         F = F or 2
         direction = x.new_ones(1, 1)
-        multiple = torch.arange(1, F + 1)
+        multiple = torch.arange(1, F + 1, device=x.device)
     else:
         # Whitening 2F features with n samples inflates W by about 2F/n; 48 samples a direction
         # on the smaller side keep that under a tenth, where the correction is reliable.
         K = min(2 * D, 16, max(2, min(len(x), len(y)) // 48)) if F is None else (F + 1) // 2
         F = F or 2 * K
         direction = _orthogonal(K, x, generator).repeat(2, 1)[:F]
-        multiple = torch.tensor([1, 2]).repeat_interleave(K)[:F]
+        multiple = torch.tensor([1, 2], device=x.device).repeat_interleave(K)[:F]
     step = 0.4 * multiple.to(x).unsqueeze(1)
     if scale is not None:
         return direction * step * scale
@@ -501,7 +507,8 @@ def _orthogonal(K: int, like: Tensor, generator: torch.Generator) -> Tensor:
     D = like.shape[1]
     blocks = []
     for first in range(0, K, D):
-        draw = torch.randn(D, min(D, K - first), generator=generator, dtype=torch.float64)
+        shape = D, min(D, K - first)
+        draw = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         blocks.append(torch.linalg.qr(draw).Q.T)
     return torch.cat(blocks).to(like)
 
@@ -534,7 +541,7 @@ def _witness_axis(
     """
     z = torch.cat([x, y])
     if len(z) > _WITNESS_ROWS:
-        z = z[torch.randperm(len(z), generator=generator)[:_WITNESS_ROWS].to(z.device)]
+        z = z[_shuffled(len(z), generator)[:_WITNESS_ROWS].to(z.device)]
     cos, sin = ops.features(z, t)
     weight = (gap[1] * cos - gap[0] * sin).cpu().double()
     gradient = weight @ t.cpu().double()  # (rows, D)
@@ -579,19 +586,22 @@ def _permutation(
     n, F = len(z), len(t)
     small = min(len(x), len(y))  # rows that get label 1: the smaller side
     pooled = _phi(z, t)
-    slices = [slice(int(i[0]), int(i[-1]) + 1) for i in torch.arange(F).tensor_split(blocks)]
-    values = torch.empty(B + 1, blocks, dtype=torch.float64)  # the observed one comes first
-    total, squares = (torch.zeros(F, dtype=torch.float64) for _ in range(2))
-    observed = torch.empty(0)
+    parts = torch.arange(F, device="cpu").tensor_split(blocks)
+    slices = [slice(int(i[0]), int(i[-1]) + 1) for i in parts]
+    # The observed one comes first.
+    values = torch.empty(B + 1, blocks, dtype=torch.float64, device="cpu")
+    total, squares = (torch.zeros(F, dtype=torch.float64, device="cpu") for _ in range(2))
+    observed = total
     at_once = max(1, min(B + 1, _BLOCK_BYTES // n))
     for first in range(0, B + 1, at_once):
-        labels = torch.zeros(min(at_once, B + 1 - first), n, dtype=torch.bool)
+        shape = min(at_once, B + 1 - first), n
+        labels = torch.zeros(shape, dtype=torch.bool, device="cpu")
         for row, label in enumerate(labels):
             if first + row == 0:
                 label[: len(x)] = len(x) <= len(y)
                 label[len(x) :] = len(x) > len(y)
             else:
-                label[torch.randperm(n, generator=generator)[:small]] = True
+                label[_shuffled(n, generator)[:small]] = True
         cos, sin = _labelled_sums(z, t, pooled, labels)
         sides = [
             [p + sign * s / m for p, s in zip(pooled, (cos, sin), strict=True)]
@@ -702,7 +712,7 @@ def _chi2(x: Tensor, y: Tensor, t: Tensor) -> _Finding:
 def _chi2_tail(value: float, degrees: int) -> float:
     if degrees == 0:
         return 1.0
-    half = torch.tensor([0.5 * degrees, 0.5 * value], dtype=torch.float64)
+    half = torch.tensor([0.5 * degrees, 0.5 * value], dtype=torch.float64, device="cpu")
     return float(torch.special.gammaincc(half[0], half[1]))
 
 
@@ -740,11 +750,11 @@ def _learn(
     """
     unit = scale if scale is not None else 1 / _median_distance(x, y, generator)
     center = _center(x, y)
-    # In units of the median distance; the ascent then has one step size for all problems.
-    x, y = ((side[:_LEARN_ROWS] - center) * unit for side in (x, y))
-    noise = _normal(_LEARN_FREQUENCIES, x, generator)
-    start = max(_SCALES, key=lambda s: _signal_to_noise(x, y, s * noise).item())
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        # In units of the median distance; the ascent then has one step size for all problems.
+        x, y = ((side[:_LEARN_ROWS] - center) * unit for side in (x, y))
+        noise = _normal(_LEARN_FREQUENCIES, x, generator)
+        start = max(_SCALES, key=lambda s: _signal_to_noise(x, y, s * noise).item())
         log_scale = x.new_full((x.shape[1],), start).log().requires_grad_()
         optimizer = torch.optim.Adam([log_scale], lr=_LEARN_RATE, maximize=True)
         for _ in range(_LEARN_STEPS):

@@ -201,6 +201,9 @@ def test_dtypes_and_gradients() -> None:
         inside = frequency_report(x, t)
     torch.testing.assert_close(inside.phase_spread, frequency_report(x, t).phase_spread)
     assert frequency_report(x.double(), t).amplitude.dtype == torch.float64
+    with torch.device("meta"):
+        elsewhere = frequency_report(x, t)
+    assert elsewhere.distinct_frequencies == 8
 
 
 def test_wrong_arguments() -> None:

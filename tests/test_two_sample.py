@@ -403,6 +403,30 @@ def test_learning_finds_the_feature_that_differs() -> None:
 
 # --- errors -------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("test", TESTS)
+def test_the_default_device_and_dtype_do_not_matter(test: str) -> None:
+    x, y = normal(0, 60, 2).double(), normal(1, 50, 2).double()
+    expected = two_sample_test(x, y, seed=0, **TESTS[test])
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # no draw, label or split may land where the samples are not
+            other = two_sample_test(x, y, seed=0, **TESTS[test])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.statistic == expected.statistic
+    assert other.pvalue == expected.pvalue
+    assert torch.equal(other.frequencies, expected.frequencies)
+
+
+def test_learning_inside_inference_mode() -> None:
+    x, y = normal(0, 60, 2), normal(1, 50, 2)
+    expected = two_sample_test(x, y, seed=0, n_permutations=9, learn_frequencies=True)
+    with torch.inference_mode():
+        inside = two_sample_test(1 * x, 1 * y, seed=0, n_permutations=9, learn_frequencies=True)
+    assert inside.statistic == expected.statistic
+
+
 X, Y = normal(0, 20, 2), normal(1, 20, 2)
 
 

@@ -49,6 +49,13 @@ def gaussian(**kwargs: object) -> Callable[[], object]:
     return partial(gaussian_ncfd, **({"x": x, "y": y} | kwargs))
 
 
+def module(options: dict | None = None, **kwargs: object) -> Callable[[], object]:
+    real, synthetic, t = data()
+    return partial(
+        ncfd.NCFDLoss(t, **(options or {})), **({"real": real, "synthetic": synthetic} | kwargs)
+    )
+
+
 def chf(a: object, b: object, **kwargs: object) -> Callable[[], object]:
     return partial(cf_discrepancy, a, b, **kwargs)
 
@@ -315,10 +322,52 @@ ERRORS = {
         ValueError,
         r"unbiased.*squared",
     ),
-    "module groups": (
-        lambda: ncfd.NCFDLoss(torch.ones(F, D))(*data()[:2], real_groups=labels_x, num_groups=2),
+    # They call the arguments by their own names.
+    "module real list": (module(real=[[1.0, 2.0]]), TypeError, r"\breal\b.*Tensor.*list"),
+    "module synthetic vector": (
+        module(synthetic=torch.ones(D)),
         ValueError,
-        r"groups",
+        rf"\bsynthetic\b.*N, D.*\({D},\)",
+    ),
+    "module sides of other D": (
+        module(real=torch.ones(N, D + 1)),
+        ValueError,
+        rf"\breal and synthetic\b.*\({N}, {D + 1}\).*\({M}, {D}\)",
+    ),
+    "module groups": (
+        module(real_groups=labels_x, num_groups=2),
+        ValueError,
+        r"\breal_groups\b.*\bsynthetic_groups\b",
+    ),
+    "module labels": (
+        module(real_groups=labels_x, synthetic_groups=labels_y + 1, num_groups=2),
+        ValueError,
+        r"\bsynthetic_groups\b.*2.*1 to 2",
+    ),
+    "module no common group": (
+        module(real_groups=0 * labels_x, synthetic_groups=0 * labels_y + 1, num_groups=2),
+        ValueError,
+        r"real_groups and synthetic_groups.*common",
+    ),
+    "module weights": (
+        module(real_weights=-torch.ones(N)),
+        ValueError,
+        r"\breal_weights\b.*non-negative.*-1",
+    ),
+    "module known φ": (
+        module(real=z[1:]),
+        ValueError,
+        rf"\breal\b.*\({F},\).*synthetic.*\({F - 1},\)",
+    ),
+    "module known φ with weights": (
+        module(real=z, real_weights=torch.ones(N)),
+        ValueError,
+        r"\breal_weights\b.*\breal\b",
+    ),
+    "module unbiased of one": (
+        module({"squared": True, "unbiased": True}, synthetic=torch.ones(1, D)),
+        ValueError,
+        r"two samples.*\bsynthetic\b",
     ),
     "module sampler": (
         lambda: ncfd.NCFDLoss([1.0, 2.0])(*data()[:2]),
@@ -333,7 +382,7 @@ ERRORS = {
     "module frequencies of other D": (
         lambda: ncfd.NCFDLoss(sampler(D + 1, F))(*data()[:2]),
         ValueError,
-        rf"\bt\b.*{D}.*\({F}, {D + 1}\)",
+        rf"\bt\b.*\bsampler\b.*{D}.*\({F}, {D + 1}\)",
     ),
     # Samplers.
     "dim zero": (lambda: sampler(0), ValueError, r"\bdim\b.*0"),
@@ -381,6 +430,20 @@ def test_error(case: str) -> None:
     assert re.search(pattern, str(caught.value)), str(caught.value)
 
 
+def test_counts_may_be_numpys() -> None:
+    """``labels.max() + 1`` of an array is no Python int."""
+    x, _, t = data()
+    phi = characteristic_function(
+        x, t, groups=labels_x, num_groups=np.int64(2), chunk_size=np.int32(2)
+    )
+    assert phi.shape == (2, F)
+    made = ncfd.FrequencySampler(np.int64(D), np.int64(8), num_components=np.uint8(2))
+    assert made().shape == (8, D)
+    assert type(made.dim) is int
+    with pytest.raises(TypeError, match=r"num_groups must be an int, got bool"):
+        characteristic_function(x, t, groups=labels_x, num_groups=np.bool_(True))
+
+
 def test_nothing_above_is_wrong_with_the_right_arguments() -> None:
     """The cases differ from a working call in the one thing they test."""
     assert phi()().shape == (F,)
@@ -391,6 +454,7 @@ def test_nothing_above_is_wrong_with_the_right_arguments() -> None:
     assert chf(z, z)().shape == (F,)
     assert ncfd_loss(*batched()).shape == (2,)
     assert ncfd.NCFDLoss(sampler(D, F))(*data()[:2]).shape == ()
+    assert module()().shape == module(real=z)().shape == ()
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
