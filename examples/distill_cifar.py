@@ -364,6 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what is in `results.json`."""
     args = options.parser().parse_args(arguments)
     config = options.configure(args)
+    notes = options.idle(config, options.given(arguments))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(interruption.catching())
         stack.enter_context(processes.started(config.device))
@@ -373,7 +374,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
         folder = processes.first(lambda: stack.enter_context(claimed))
         command = shlex.join(sys.argv[1:] if arguments is None else arguments)
-        return run(config, folder, stop, command, given_zoo=args.zoo, use_cache=args.cache)
+        return run(
+            config, folder, stop, command, given_zoo=args.zoo, use_cache=args.cache, notes=notes
+        )
 
 
 def run(
@@ -384,9 +387,14 @@ def run(
     *,
     given_zoo: Path | None,
     use_cache: bool,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Distil, evaluate and write into `folder`. Returns what is in `results.json`."""
+    """Distil, evaluate and write into `folder`. Returns what is in `results.json`.
+
+    `notes` are shown, and written beside the results with what else the reader should know.
+    """
     device = torch.device(config.device)
+    resumed = (folder / "zoo.pt").exists() or any(folder.glob("evaluation-*.pt"))
     if config.memory_limit_gb is not None:
         memory.give_back_freed_memory()
         networks.AT_ONCE[device.type] = 128
@@ -409,7 +417,11 @@ def run(
     parts = torch.cat([data.train_labels, data.validation_labels + data.num_classes])
     if config.loss == "unbiased" and torch.bincount(parts).min() < 2:
         config = replace(config, loss="squared")
-        tqdm.write("a class has a single real image, so the loss is squared instead of unbiased")
+        single = "a class has a single real image: the loss is squared instead of unbiased"
+        notes = [*notes, single]
+    notes = [*notes, *data.repeats(config.ipc)]
+    for note in notes if processes.rank() == 0 else ():
+        tqdm.write(f"note: {note}", file=sys.stderr)
     network = networks.ConvNet(
         data.channels, data.size, data.num_classes, config.width, config.depth, config.amp
     ).to(device)
@@ -515,7 +527,10 @@ def run(
         "storage_bytes": images.numel(),
         "zoo_validation_accuracies": zoo.accuracies if zoo else [],
         "zoo_members_from_cache": zoo.reused if zoo else 0,
+        "data": data.summary(),
         "skipped_files": data.skipped,
+        "notes": [*notes],
+        "resumed": resumed,
         "warnings": result.diagnosis.warnings if result and result.diagnosis else [],
     }
     if processes.rank() > 0:
@@ -596,7 +611,12 @@ def get_zoo(
     needed |= {"amp": True} if config.amp else {}
     own = needed | {"size": config.zoo_size, "epochs": config.zoo_epochs, "seed": config.seed}
     if given is not None:
-        return load_zoo(given, needed, data.device)
+        try:
+            return load_zoo(given, needed, data.device)
+        except (ValueError, OSError) as error:
+            # Not the file of this run: nothing here makes it again.
+            reason = str(error).removesuffix("; delete it to start that stage again")
+            raise ValueError(f"--zoo {given} cannot be used: {reason}") from error
     file = folder / "zoo.pt"
     if file.exists():
         return load_zoo(file, own, data.device)
@@ -643,6 +663,10 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_exhausted(error):
+            raise
+        sys.exit(f"error: {memory.explain(error)}")
     except KeyboardInterrupt as stopped:
         print(stopped if isinstance(stopped, Stopped) else "stopped", file=sys.stderr)
         sys.exit(128 + getattr(stopped, "number", signal.SIGINT))

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also judge it with the soft labels in the file, beside the headline with hard ones",
     )
-    add("--full-epochs", type=int, default=10, help="epochs on the latter (default: %(default)s)")
+    add("--full-epochs", type=int, help="epochs on the whole training part (default: 10)")
     add(
         "--scores",
         action="store_true",
@@ -82,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what `--output` would hold."""
     args = parser().parse_args(arguments)
+    if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
+        raise ValueError(f"--output must be a file in a folder that exists; got {args.output}")
     device = torch.device(options.choose_device(args.device))
     if device.type == "cpu":
         memory.keep_freed_memory()
@@ -93,7 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         others += [name for name in ("random", "full") if name not in others]
 
     dataset = args.dataset or info["dataset"]
+    for note in idle(args, dataset, kinds, others):
+        print(f"note: {note}", file=sys.stderr)
     data = load(dataset, args.data_dir, images.shape[-1], device, use_cache=args.cache)
+    if data.skipped:
+        print(f"note: {len(data.skipped)} unreadable files were left out", file=sys.stderr)
     data, order = fit(data, images, info)
     labels = order[labels]
     stored = Stored(images.to(device), labels.to(device), info["factor"])
@@ -156,7 +162,28 @@ def choose_recipe(args: argparse.Namespace, info: dict[str, Any], size: int) -> 
         if value < 1 and name != "seed":
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be a whole number >= 1; got {value}")
-    return Recipe(**{**fallback, **given})
+    recipe = Recipe(**{**fallback, **given})
+    if size < 2**recipe.depth:
+        raise ValueError(
+            f"--depth must be at most {size.bit_length() - 1}, since each block halves the {size} "
+            f"pixels; got {recipe.depth}"
+        )
+    return recipe
+
+
+def idle(args: argparse.Namespace, dataset: str, kinds: list[str], sets: list[str]) -> list[str]:
+    """Say which options change nothing here, as `distill_cifar.py` does."""
+    rules = (
+        ("data_dir", dataset != "digits", "with --dataset digits"),
+        ("width", "convnet" in kinds, "without the ConvNet among --networks"),
+        ("depth", "convnet" in kinds, "without the ConvNet among --networks"),
+        ("full_epochs", "full" in sets, "without the baseline `full`"),
+    )
+    return [
+        f"--{name.replace('_', '-')}: no effect {reason}"
+        for name, useful, reason in rules
+        if getattr(args, name) is not None and not useful
+    ]
 
 
 def fit(data: Data, images: Tensor, info: dict[str, Any]) -> tuple[Data, Tensor]:
@@ -204,5 +231,9 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_exhausted(error):
+            raise
+        sys.exit(f"error: {memory.explain(error)}")
     except KeyboardInterrupt:
         sys.exit("stopped")

@@ -73,14 +73,14 @@ class Estimate:
         if limit_gb is None:
             return num_classes
         room = limit_gb * 1e9 - self.fixed
-        fit = math.floor(room / self.each)
+        fit = math.floor(min(room / self.each, num_classes))
         if fit < 1 or room < self.between:
             needed = self.peak(1) / 1e9
             raise ValueError(
                 f"--memory-limit-gb must be at least {math.ceil(10 * needed) / 10} for one class "
                 f"at a time; got {limit_gb:g}. Smaller: --batch-real, --width, --ipc"
             )
-        return min(num_classes, fit)
+        return fit
 
     def peak(self, at_once: int) -> float:
         """Bytes at the peak with that many classes handled together."""

@@ -1,5 +1,6 @@
 """Data sets as uint8 tensors on the device, and fresh real batches for each class."""
 
+import contextlib
 import hashlib
 import urllib.error
 from dataclasses import dataclass, field
@@ -59,6 +60,35 @@ class Data:
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return (images - self.mean) / self.std
+
+    def counts(self) -> Tensor:
+        """Training images of each class, (C,)."""
+        return torch.bincount(self.train_labels.cpu(), minlength=self.num_classes)
+
+    def summary(self) -> dict[str, Any]:
+        """Say how much there is, as `results.json` has it."""
+        counts = self.counts()
+        return {
+            "classes": self.num_classes,
+            "train": len(self.train_labels),
+            "train_per_class": [int(counts.min()), int(counts.max())],
+            "validation": len(self.validation_labels),
+            "test": len(self.test_labels),
+            "size": self.size,
+            "channels": self.channels,
+        }
+
+    def repeats(self, ipc: int) -> list[str]:
+        """Name the classes with fewer training images than are stored of each."""
+        few = [
+            f"{name} ({count})"
+            for name, count in zip(self.class_names, self.counts().tolist(), strict=True)
+            if count < ipc
+        ]
+        if not few:
+            return []
+        shown = ", ".join(few[:5]) + f" and {len(few) - 5} more" * (len(few) > 5)
+        return [f"fewer training images than --ipc {ipc}, so that sets repeat them: {shown}"]
 
     def fingerprint(self) -> str:
         """Name the content of the training and validation parts, wherever they came from."""
@@ -203,6 +233,7 @@ def _cifar(
     from torchvision import datasets
 
     root = data_dir or cache.folder() / "torchvision"
+    was_there = root.exists()
     kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
     arrays: dict[str, np.ndarray] = {}
     names: list[str] = []
@@ -210,6 +241,9 @@ def _cifar(
         try:
             stored = kind(str(root), train=part == "train", download=True)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
+            if not was_there:  # torchvision makes it, be its name misspelt
+                with contextlib.suppress(OSError):
+                    root.rmdir()
             raise ConnectionError(
                 f"--dataset {dataset} is neither below {root} nor could it be downloaded "
                 f"({error}). Put torchvision's archive there (--data-dir PATH), or use images on "

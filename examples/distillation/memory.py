@@ -47,3 +47,18 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether it says that there is no memory left. On a CPU PyTorch has no class of its own."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)
+
+
+def explain(error: BaseException) -> str:
+    """Return what to say about it, and the ways out."""
+    reason = str(error).split("DefaultCPUAllocator: ")[-1].splitlines()
+    return (
+        f"out of memory ({reason[0].split('. ')[0] if reason else 'no details'}). Smaller: "
+        "--batch-real, --ipc, --width, --image-size; --memory-limit-gb handles the classes in parts"
+    )

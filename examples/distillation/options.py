@@ -1,7 +1,7 @@
 """The command line, and the configuration it is turned into."""
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ EXTRACTORS = {
 }
 DISTILLING = ("ncfm", "ncfm-fixed", "ncfm-exact", "mmd", "dm")
 GAMES = ("ncfm", "ncfm-exact")
+DRAWING = ("ncfm", "ncfm-fixed")
+
+#: Rates beyond this are no use to anybody, and square to more than float32 holds.
+HIGHEST_RATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -356,6 +360,8 @@ def configure(args: argparse.Namespace) -> Config:
         values["baselines"] += [n for n in ("random", "full") if n not in values["baselines"]]
     chosen = names("eval_networks", args.eval_networks, architectures.NAMES)
     values["eval_networks"] = ["convnet", *[n for n in chosen if n != "convnet"]]
+    if args.resume and args.overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite deletes it: give one of them")
     config = Config(**values)
 
     positive = (
@@ -371,8 +377,9 @@ def configure(args: argparse.Namespace) -> Config:
     ]:
         _check(name, values, values[name] >= 1, "a whole number >= 1")
     _check("alpha", values, 0 <= config.alpha <= 1, "a number in [0, 1]")
-    for name in ("scale", "lr_image"):
-        _check(name, values, 0 < values[name] < float("inf"), "a number > 0")
+    _check("scale", values, 0 < config.scale < float("inf"), "a number > 0")
+    good = 0 < config.lr_image <= HIGHEST_RATE
+    _check("lr_image", values, good, f"a number > 0 and at most {HIGHEST_RATE:g}")
     _check("max_ratio", values, 1 < config.max_ratio < float("inf"), "a number > 1")
     if config.memory_limit_gb is not None:
         good = 0 < config.memory_limit_gb < float("inf")
@@ -384,7 +391,8 @@ def configure(args: argparse.Namespace) -> Config:
         f"at most --depth {config.depth}, the number of blocks",
     )
     for name in ("sampler_lr", "calibration"):
-        _check(name, values, 0 <= values[name] < float("inf"), "a number >= 0")
+        good = 0 <= values[name] <= HIGHEST_RATE
+        _check(name, values, good, f"a number from 0 to {HIGHEST_RATE:g}")
     _check(
         "image_size",
         values,
@@ -443,7 +451,7 @@ def _loss(args: argparse.Namespace, values: dict[str, Any]) -> str:
 
 def _sampler(args: argparse.Namespace) -> str | None:
     """Choose the law of the frequencies, or refuse one that is not defined."""
-    drawn = args.method in ("ncfm", "ncfm-fixed")
+    drawn = args.method in DRAWING
     if args.method == "ncfm":
         allowed, default = list(SAMPLERS), "mixture"
     elif args.method == "ncfm-fixed":
@@ -468,9 +476,52 @@ def _sampler(args: argparse.Namespace) -> str | None:
             raise ValueError(
                 f"--frequency-draw must be random for {obstacle}; got {args.frequency_draw}"
             )
-    if args.method == "dm" and args.frequency_schedule != "constant":
-        raise ValueError("--frequency-schedule must be constant for --method dm; got rising")
+    if args.method in ("dm", "mix", "random") and args.frequency_schedule != "constant":
+        raise ValueError(
+            f"--frequency-schedule must be constant for --method {args.method}, which has no "
+            f"frequencies; got {args.frequency_schedule}"
+        )
     return sampler
+
+
+def given(arguments: Sequence[str] | None = None) -> set[str]:
+    """Return the names of the options that are on the command line, whatever their values."""
+    p = parser()
+    unset = object()
+    blank = argparse.Namespace(**dict.fromkeys(vars(p.parse_args([])), unset))
+    return {k for k, v in vars(p.parse_args(arguments, blank)).items() if v is not unset}
+
+
+def idle(config: Config, given: Collection[str]) -> list[str]:
+    """Say which of the options in `given` change nothing in this run, and why.
+
+    They are no error: one line of options serves several methods.
+    """
+    sets = {config.method, *config.baselines}
+    matched = bool(sets & {*DISTILLING})
+    compared = config.method in DISTILLING and config.method != "dm"
+    zoo = matched or "herding" in sets or config.soft_labels or config.fine_tune
+    method = f"with --method {config.method}"
+    unmatched = f"{method}, which matches nothing"
+    rules = (  # options, whether they change anything, and where they do not
+        ("data_dir", config.dataset != "digits", "with --dataset digits"),
+        ("iterations lr_image", matched or config.fine_tune, unmatched),
+        ("batch_real patience extractor layers calibration", matched, unmatched),
+        ("alpha loss scale", compared, method),
+        ("num_frequencies", config.method in (*DRAWING, "ncfm-exact"), method),
+        ("max_ratio sampler_lr", config.method in GAMES, f"{method}, where ψ does not move"),
+        ("factor", bool(sets - {"random", "herding", "full"}), method),
+        ("zoo", zoo, f"{method}, which needs no zoo"),
+        ("zoo_size zoo_epochs", zoo, f"{method}, which needs no zoo"),
+        ("zoo_size zoo_epochs", "zoo" not in given, "with --zoo, which is trained already"),
+        ("full_epochs", "full" in sets, "without the baseline `full`"),
+    )
+    found: dict[str, list[str]] = {}
+    for names, useful, reason in rules:
+        idle = [f"--{name.replace('_', '-')}" for name in names.split() if name in given]
+        if idle and not useful:
+            found.setdefault(reason, []).extend(idle)
+    return [f"{', '.join(names)}: no effect {reason}" for reason, names in found.items()]
 
 
 def choose_device(name: str) -> str:
@@ -478,8 +529,8 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones((), device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used ({first_line}); try cpu") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"--device {name} cannot be used ({reason}); try cpu") from error
     return name

@@ -4,8 +4,11 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from . import checkpoint
 from .options import Config
@@ -50,9 +53,17 @@ def claimed(
         raise ValueError(f"--output-dir {folder} is a file")
     if folder.exists() and not marker.exists() and any(folder.iterdir()):
         raise ValueError(f"--output-dir {folder} is not empty and holds no run; give another")
-    folder.mkdir(parents=True, exist_ok=True)
+    if resume and not marker.exists():
+        tqdm.write(f"note: no run to resume in {folder}; this one begins at the start", sys.stderr)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"--output-dir {folder} cannot be made ({reason}); give another"
+        ) from error
     with locked(folder):
-        if overwrite and marker.exists():
+        if marker.exists() and (overwrite or _untouched(folder)):
             _clear(folder)
         elif marker.exists():
             _compare(folder, json.loads(marker.read_text()), config, resume)
@@ -82,6 +93,11 @@ def _compare(folder: Path, stored: dict[str, object], config: Config, resume: bo
             f"{folder} holds an unfinished run of these options; give --resume to go on with it, "
             f"{ways_out}"
         )
+
+
+def _untouched(folder: Path) -> bool:
+    """Whether the run in a folder ended before it had made anything, say at a wrong option."""
+    return not any(p.is_file() and p.name != "config.json" for p in folder.rglob("*"))
 
 
 def _clear(folder: Path) -> None:

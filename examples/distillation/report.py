@@ -256,15 +256,20 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(results, indent=2) + "\n").encode())
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def accuracies(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was found about the set in question and those beside it."""
     accuracy = results["accuracy"]
 
     def text(a: dict[str, Any]) -> str:
-        return f"{a['mean']:.1f} ± {a['std']:.1f} %"
+        spread = f" ± {a['std']:.1f}" * (len(a["runs"]) > 1)  # one network has none
+        return f"{a['mean']:.1f}{spread} %"
 
     rows = [
-        (f"test accuracy, last epoch ({len(accuracy['runs'])} networks)", text(accuracy)),
+        (f"test accuracy, last epoch ({_count(len(accuracy['runs']), 'network')})", text(accuracy)),
         ("test accuracy, best epoch looked at", f"{accuracy['best_epoch_mean']:.1f} %"),
         ("validation accuracy, last epoch", f"{accuracy['validation_mean']:.1f} %"),
     ]
@@ -300,14 +305,30 @@ def table(results: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("zoo members on validation images", f"{mean:.1f} %"))
     distilled = f"{timing['distill_seconds']:.1f} s"
     per_iteration = f"{timing['seconds_per_iteration']:.3f} s/iteration"
+    # What was finished before is taken over; its time is not known any more.
+    part = ", the part after --resume" * results["resumed"]
+    reused = results["zoo_members_from_cache"]
+    members = f", {reused} of {len(results['zoo_validation_accuracies'])} members from the cache"
     rows += [
         ("storage at one byte a value", f"{results['storage_bytes']:,} bytes"),
-        ("zoo", f"{timing['pretrain_seconds']:.1f} s"),
+        (f"zoo{members * bool(reused)}{part}", f"{timing['pretrain_seconds']:.1f} s"),
         ("distillation", f"{distilled} ({per_iteration})"),
-        ("evaluation", f"{timing['evaluate_seconds']:.1f} s"),
+        (f"evaluation{part}", f"{timing['evaluate_seconds']:.1f} s"),
         ("peak memory", f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB"),
     ]
     return rows
+
+
+def _about(data: dict[str, Any]) -> str:
+    """Say in a sentence how much data there was."""
+    least, most = data["train_per_class"]
+    each = f"{least}" if least == most else f"{least} to {most}"
+    return (
+        f"Data: {_count(data['train'], 'training image')} of {data['classes']} classes, {each} of "
+        f"each, {data['validation']} held out for validation, "
+        f"{_count(data['test'], 'test image')}; {data['size']} × {data['size']} pixels, "
+        f"{_count(data['channels'], 'channel')}."
+    )
 
 
 def write_page(
@@ -324,12 +345,15 @@ def write_page(
     config = results["config"]
     lines += [
         "",
-        f"Evaluation: {config['eval_runs']} fresh ConvNets of width {config['width']} and depth "
-        f"{config['depth']}, trained for {config['eval_epochs']} epochs on the stored images alone "
-        "(AdamW 1e-3, batch 128, rate halved at each fifth, hard labels, augmentation and CutMix). "
+        f"Evaluation: {_count(config['eval_runs'], 'fresh ConvNet')} of width {config['width']} "
+        f"and depth {config['depth']}, trained for {_count(config['eval_epochs'], 'epoch')} on the "
+        "stored images alone (AdamW 1e-3, batch 128, rate halved at each fifth, hard labels, "
+        "augmentation and CutMix). "
         "The headline is the last epoch. The best epoch is chosen on the test images, and stands "
         "here only for comparison with publications that quote it. ± is the standard deviation "
         "over the networks, with the same stored images.",
+        "",
+        _about(results["data"]),
         "",
         f"Device: {results['device']}. Seed {results['seed']}. Versions: "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
@@ -339,6 +363,8 @@ def write_page(
         command,
         "```",
     ]
+    if results["notes"]:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in results["notes"])]
     if results["skipped_files"]:
         lines += ["", f"## {len(results['skipped_files'])} unreadable files were left out", ""]
         lines += [f"- {name}" for name in results["skipped_files"]]

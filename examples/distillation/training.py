@@ -47,10 +47,10 @@ class Unfinished:
             checkpoint.save(self.file, {"epoch": epoch, "record": self.record, **state})
 
     def load(self) -> dict[str, Any] | None:
-        if not self.file.exists():
-            return None
         try:
             return checkpoint.load(self.file)
+        except OSError:  # not there, or no more: a run that shares the cache has finished it
+            return None
         except ValueError as error:
             tqdm.write(f"{str(error).split(';')[0]}; that training begins anew")
             return None

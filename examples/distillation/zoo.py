@@ -159,6 +159,8 @@ def save_zoo(path: Path, zoo: Zoo, description: dict[str, Any]) -> None:
 def load_zoo(path: Path, description: dict[str, Any], device: torch.device) -> Zoo:
     """Read a zoo; refuse one made for other data or another network."""
     state = checkpoint.load(path, device)
+    if not {"initial", "trained", "accuracies", "description"} <= state.keys():
+        raise ValueError(f"{path} holds no zoo; it has to be the zoo.pt of a run")
     wrong = [k for k, v in description.items() if state["description"].get(k) != v]
     if wrong:
         found = ", ".join(f"{k} {state['description'].get(k)!r}" for k in wrong)

@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", default="0", metavar="LIST", help="separated by commas; default: %(default)s")
     add("--dataset", default="digits", help="default: %(default)s")
     add("--data-dir", type=Path, metavar="PATH")
-    add("--output-dir", type=Path, default=Path("runs/studies"), help="default: %(default)s")
+    where = "default: runs/studies, with --quick runs/studies-quick"
+    add("--output-dir", type=Path, metavar="PATH", help=where)
     add("--quick", action="store_true", help="a rehearsal: the same rows, tiny runs")
     add("--rows", metavar="LIST", help="only these rows, separated by semicolons")
     add("--write-only", action="store_true", help="make no run; write what is finished")
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.rows and len(names) > 1:
         raise ValueError("--rows needs a single --study")
     wanted = seeds(args.seeds)
-    output = args.output_dir.resolve()
+    default = Path("runs/studies-quick" if args.quick else "runs/studies")
+    output = (args.output_dir or default).resolve()
     output.mkdir(parents=True, exist_ok=True)
     command = f"python examples/studies/run.py {shlex.join(given)}"
     base = ["--dataset", args.dataset]
@@ -117,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for count in range(1, len(wanted) + 1):
         for name in names:
             if name == "projection":
-                if count == 1:
+                if args.write_only:
+                    print("projection: left out, since it measures (nothing twice)")
+                elif count == 1:
                     project(output, wanted[0], passed, command, quick=args.quick)
                 continue
             study = STUDIES[name]
@@ -165,6 +169,7 @@ def conduct(
     Returns the commands of those that failed.
     """
     failed = []
+    require_own(study, planned, output)
     for name in rows:
         run = planned[seed][name]
         if run.finished() or write_only:
@@ -174,8 +179,30 @@ def conduct(
             failed.append(run.command)
         else:
             write(study, planned, output, command)
-    write(study, planned, output, command)
+    found = write(study, planned, output, command)
+    wanted = len(planned) * len(study.rows)
+    files = f", written to {output / study.name}.md, .svg, .json" * bool(found)
+    print(f"study {study.name}: {found} of {wanted} runs are finished{files}")
     return failed
+
+
+def require_own(study: Study, planned: dict[int, dict[str, runner.Run]], output: Path) -> None:
+    """Raise ValueError where the study's files hold runs that would be lost from them.
+
+    Those of a rehearsal, say, or of other seeds: their folders stay, but nobody looks there.
+    """
+    file = output / f"{study.name}.json"
+    if not file.exists():
+        return
+    for kept in json.loads(file.read_text())["runs"]:
+        run = planned.get(kept["seed"], {}).get(kept["row"])
+        config = {} if run is None else runner.telling({**run.config, "data_dir": None})
+        if config != runner.telling({**kept["config"], "data_dir": None}):
+            raise ValueError(
+                f"{file} holds a run that this command does not ask for (row {kept['row']}, seed "
+                f"{kept['seed']}, other options maybe) and would lose; give another --output-dir, "
+                "name all --seeds together, or move the file away"
+            )
 
 
 def record(study: Study, row: str, seed: int, run: runner.Run) -> Record:
@@ -195,8 +222,8 @@ def record(study: Study, row: str, seed: int, run: runner.Run) -> Record:
 
 def write(
     study: Study, planned: dict[int, dict[str, runner.Run]], output: Path, command: str
-) -> None:
-    """Write the numbers, the table and the plot of all runs that are finished."""
+) -> int:
+    """Write the numbers, the table and the plot of all runs that are finished: how many."""
     found = {
         (row.name, seed): run[row.name]
         for seed, run in planned.items()
@@ -204,7 +231,7 @@ def write(
         if run[row.name].finished()
     }
     if not found:
-        return
+        return 0
     records = [record(study, row, seed, run) for (row, seed), run in found.items()]
     content = {
         "study": study.name,
@@ -227,6 +254,7 @@ def write(
         plots.grids(named, about["class_names"]).savefig(output / pictures[-1], dpi=110)
     text = tables.page(study, records, command, pictures)
     checkpoint.write_bytes(output / f"{study.name}.md", text.encode())
+    return len(found)
 
 
 def project(output: Path, seed: int, passed: list[str], command: str, *, quick: bool) -> None:

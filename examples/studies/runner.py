@@ -49,7 +49,7 @@ class Run:
         if not (self.folder / "results.json").exists():
             return False
         stored = json.loads((self.folder / "config.json").read_text())
-        if _telling(stored) != _telling(self.config):
+        if telling(stored) != telling(self.config):
             raise ValueError(
                 f"{self.folder} holds a run with other options than its name says; move it away"
             )
@@ -120,13 +120,13 @@ def plan(arguments: Sequence[str], output: Path) -> Run:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is the study's to choose; leave it out")
     config = options.configure(args).as_dict()
-    described = json.dumps([sorted(_telling(config).items()), str(args.zoo or "")])
+    described = json.dumps([sorted(telling(config).items()), str(args.zoo or "")])
     digest = hashlib.sha256(described.encode()).hexdigest()[:10]
     name = f"{config['method']}-seed{config['seed']}-{digest}"
     return Run(tuple(arguments), config, output / "runs" / name)
 
 
-def _telling(config: dict[str, Any]) -> dict[str, Any]:
+def telling(config: dict[str, Any]) -> dict[str, Any]:
     """Leave out what has its default value: an option added later then changes no name."""
     defaults = {
         field.name: field.default

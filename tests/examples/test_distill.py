@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -157,6 +159,30 @@ def test_resuming_a_finished_run_repeats_nothing(finished, tmp_path, monkeypatch
     assert again["accuracy"] == results["accuracy"]
 
 
+def test_a_resumed_run_does_not_claim_the_time_of_what_it_took_over(finished, tmp_path):
+    folder, results = finished
+    assert not results["resumed"]
+    assert "--resume" not in (folder / "report.md").read_text()
+    target = tmp_path / "copy"
+    shutil.copytree(folder, target)
+    assert run(target, "--resume")["resumed"]
+    page = (target / "report.md").read_text()
+    assert "| zoo, the part after --resume |" in page
+    assert "| evaluation, the part after --resume |" in page
+
+
+def test_a_run_that_ended_before_it_made_anything_holds_no_folder(tmp_path, capsys):
+    short = ("--method", "mix", "--no-baselines", "--eval-runs", "1")
+    wrong = ("--dataset", "imagefolder", "--image-size", "16", "--data-dir", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        run(tmp_path / "x", *short, *wrong)
+    assert (tmp_path / "x" / "config.json").exists()
+    assert run(tmp_path / "x", *short)["dataset"] == "digits"
+    capsys.readouterr()
+    run(tmp_path / "y", *short, "--resume")
+    assert "note: no run to resume in" in capsys.readouterr().err
+
+
 def test_foreign_folders_are_left_alone(tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     with pytest.raises(ValueError, match="not empty and holds no run"):
@@ -197,6 +223,14 @@ def test_a_zoo_of_another_network_is_refused(finished, tmp_path):
         run(tmp_path / "x", "--zoo", str(folder / "zoo.pt"), "--width", "4")
 
 
+@pytest.mark.parametrize("wrong", ["checkpoint.pt", "results.json", "images", "nothing.pt"])
+def test_a_zoo_that_is_none_names_the_option(wrong, finished, tmp_path):
+    file = str(finished[0] / wrong)
+    with pytest.raises(ValueError, match=r"--zoo .*cannot be used") as caught:
+        run(tmp_path / "x", "--zoo", file)
+    assert "delete it" not in str(caught.value)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, monkeypatch):
     folder, _ = finished
     make = distill_cifar.matching.make_criterion
@@ -231,10 +265,40 @@ def test_a_folder_of_images_runs_to_the_end(tree, tmp_path):
         *("--dataset", "imagefolder", "--data-dir", str(tree), "--ipc", "2", "--no-baselines"),
     )
     assert len(results["skipped_files"]) == 1
+    page = (tmp_path / "folder" / "report.md").read_text()
+    assert results["data"]["train_per_class"] == [11, 11]
+    assert "Data: 22 training images of 2 classes, 11 of each, 2 held out" in page
+    assert "24 test images; 16 × 16 pixels, 3 channels." in page
+    assert "## Notes" not in page
     images, _, info = stored(tmp_path / "folder")
     assert images.shape == (16, 3, 16, 16)
     assert info["class_names"] == ["cold", "warm"]
     assert "broken.jpg" in (tmp_path / "folder" / "report.md").read_text()
+
+
+def test_one_network_has_no_spread_and_the_reader_is_told_what_matters(tree, tmp_path, capsys):
+    folder = ("--dataset", "imagefolder", "--data-dir", str(tree), "--ipc", "12")
+    run(tmp_path / "x", *folder, "--method", "mix", "--alpha", "0.1", "--eval-runs", "1")
+    page = (tmp_path / "x" / "report.md").read_text()
+    assert "(1 network)" in page
+    assert not re.search(r"± \d", page)
+    notes = [
+        "--alpha: no effect with --method mix",
+        "fewer training images than --ipc 12, so that sets repeat them: cold (11), warm (11)",
+    ]
+    written = json.loads((tmp_path / "x" / "results.json").read_text())["notes"]
+    shown = capsys.readouterr().err
+    for note in notes:
+        assert any(note in line for line in written)
+        assert f"- {note}" in page
+        assert f"note: {note}" in shown
+
+
+def test_a_size_beyond_all_memory_is_an_error_and_no_traceback(tmp_path, monkeypatch):
+    argv = ["distill_cifar.py", "--image-size", "100000", "--output-dir", str(tmp_path / "x")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match=r"^error: out of memory .*--image-size"):
+        runpy.run_path(str(ROOT / "examples" / "distill_cifar.py"), run_name="__main__")
 
 
 def test_the_script_prints_a_table_and_a_readable_error(tmp_path):

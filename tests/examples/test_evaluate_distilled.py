@@ -42,7 +42,7 @@ def test_the_figures_are_those_of_the_run(run, tmp_path, capsys):
     assert found["storage_bytes"] == results["storage_bytes"] == 20 * 256
     assert found["metadata"]["method"] == "mix"
     printed = capsys.readouterr().out
-    assert "test accuracy, last epoch (1 networks)" in printed
+    assert "test accuracy, last epoch (1 network)" in printed
     assert "5,120 bytes" in printed
 
 
@@ -131,11 +131,32 @@ def test_what_is_no_distilled_set_is_refused(run, tmp_path):
         (("--networks", "vit"), r"--networks must be among convnet, .*; got 'vit'"),
         (("--baselines", "dm"), r"--baselines must be among random, mix, full; got 'dm'"),
         (("--dataset", "imagewoof"), r"--dataset imagewoof needs --data-dir PATH"),
+        (
+            ("--depth", "9"),
+            r"--depth must be at most 4, since each block halves the 16 pixels; got 9",
+        ),
+        # Before the networks are trained, not after.
+        (("--output", "no/such/folder.json"), r"--output must be a file in a folder that exists"),
     ],
 )
 def test_bad_options_are_named(run, arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate_distilled.main([str(run[0]), *arguments])
+
+
+def test_options_that_change_nothing_are_named(run, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_distilled.comparison, "judge", None)
+    idle = ("--networks", "alexnet", "--width", "8", "--full-epochs", "3", "--data-dir", "x")
+    with pytest.raises(TypeError):
+        evaluate_distilled.main([str(run[0]), *idle])
+    assert capsys.readouterr().err.splitlines() == [
+        "note: --data-dir: no effect with --dataset digits",
+        "note: --width: no effect without the ConvNet among --networks",
+        "note: --full-epochs: no effect without the baseline `full`",
+    ]
+    with pytest.raises(TypeError):
+        evaluate_distilled.main([str(run[0]), "--width", "8", "--depth", "1"])
+    assert not capsys.readouterr().err
 
 
 def test_the_script_says_what_is_wrong(monkeypatch):

@@ -198,6 +198,15 @@ def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(tmp_
         pass
 
 
+def test_a_folder_that_cannot_be_made_names_the_option(tmp_path):
+    (tmp_path / "file").write_text("")
+    claimed = outputs.claimed(
+        tmp_path / "file" / "run", configure("--method", "random"), resume=False, overwrite=False
+    )
+    with pytest.raises(ValueError, match=r"--output-dir .*run cannot be made \(Not a dir"), claimed:
+        pass
+
+
 # Signals
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import urllib.error
 import zlib
 from pathlib import Path
 
@@ -227,6 +228,20 @@ def test_cifar_from_the_files_of_its_archive(tmp_path, monkeypatch, dataset):
     assert torch.bincount(data.test_labels).tolist() == [2] * classes
     # The last file read is the test batch: rows, then columns, for each channel.
     assert torch.equal(data.test_images[-1].flatten(), torch.from_numpy(pixels[-1]))
+
+
+def test_a_misspelt_folder_is_not_left_behind(tmp_path, monkeypatch):
+    def unreachable(self):
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", unreachable)
+    with pytest.raises(ConnectionError, match="--dataset cifar10 is neither below"):
+        data_module.load("cifar10", tmp_path / "misspelt", 32, CPU)
+    assert not (tmp_path / "misspelt").exists()
+    with pytest.raises(ConnectionError):
+        data_module.load("cifar10", tmp_path, 32, CPU)
+    assert tmp_path.exists()
 
 
 def test_cifar_from_a_folder_of_images(tree):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from distillation import checkpoint, data, matching, networks, options, training
+from distillation import checkpoint, data, matching, memory, networks, options, training
 from distillation.history import History
 from distillation.randomness import generator, repeatable
 from torch.nn import functional as F
@@ -150,6 +150,21 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(digits, tmp_path, 
     assert torch.equal(
         trained(tmp_path / "part.pt")[0]["classifier.bias"], whole["classifier.bias"]
     )
+
+
+def test_an_unfinished_training_that_another_run_has_finished_begins_anew(tmp_path, monkeypatch):
+    unfinished = training.Unfinished(tmp_path / "unfinished.pt", [])
+    assert unfinished.load() is None
+    unfinished.save(3)
+    assert unfinished.load()["epoch"] == 3
+    load = checkpoint.load
+
+    def deleted_in_between(file):
+        file.unlink()
+        return load(file)
+
+    monkeypatch.setattr(checkpoint, "load", deleted_in_between)
+    assert unfinished.load() is None
 
 
 def test_schedules():
@@ -319,7 +334,13 @@ def test_history_survives_a_checkpoint():
         (["--image-size", "15"], "--image-size must be a multiple of --factor 2"),
         (["--depth", "5"], "--depth must be at most 4"),
         (["--device", "tpu9"], "--device tpu9 cannot be used"),
+        (["--device", "meta"], "--device meta cannot be used"),
         (["--dataset", "imagewoof"], "--dataset imagewoof needs --data-dir PATH"),
+        # PyTorch's optimizers cannot hold such a rate.
+        (["--lr-image", "1e300"], "--lr-image must be a number > 0 and at most 1e"),
+        (["--sampler-lr", "1e300"], "--sampler-lr must be a number from 0 to 1e"),
+        (["--calibration", "1e300"], "--calibration must be a number from 0 to 1e"),
+        (["--resume", "--overwrite"], "give one of them"),
     ],
 )
 def test_bad_values_name_the_option_and_the_way_out(arguments, message):
@@ -397,6 +418,7 @@ def test_scale_depends_on_the_method_and_on_what_is_given():
         (["--frequency-draw", "sobol"], "--frequency-draw must be random for --sampler mixture"),
         (["--method", "mmd", "--frequency-draw", "sobol"], "which draws no frequencies"),
         (["--method", "dm", "--frequency-schedule", "rising"], "must be constant for --method dm"),
+        (["--method", "mix", "--frequency-schedule", "rising"], "constant for --method mix"),
         (["--fixed-norm", "--sampler", "normal"], "--fixed-norm needs --sampler mixture"),
         (["--layers", "3"], "--layers must be at most --depth 2"),
         (["--memory-limit-gb", "0"], "--memory-limit-gb must be a number > 0"),
@@ -405,3 +427,61 @@ def test_scale_depends_on_the_method_and_on_what_is_given():
 def test_what_is_not_defined_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         configure(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--alpha 0.3 --iterations 3 --max-ratio 3 --zoo-size 2 --factor 1", []),
+        ("--method ncfm-fixed --alpha 0.3 --num-frequencies 9 --scale 2", []),
+        ("--method mix --iterations 3 --calibration --zoo-size 2 --baselines dm", []),
+        ("--method random --factor 4 --zoo-epochs 3 --fine-tune --lr-image 1e-3", []),
+        ("--baselines full --full-epochs 3 --num-frequencies 1024", []),
+        ("--method dm --alpha 0.5 --loss root", ["--alpha, --loss: no effect with --method dm"]),
+        (
+            "--method ncfm-fixed --sampler-lr 1",
+            ["--sampler-lr: no effect with --method ncfm-fixed, where ψ does not move"],
+        ),
+        (
+            "--method random --patience 9 --layers 2 --no-baselines --factor 4",
+            [
+                "--patience, --layers: no effect with --method random, which matches nothing",
+                "--factor: no effect with --method random",
+            ],
+        ),
+        (
+            "--method mix --zoo x --no-baselines",
+            ["--zoo: no effect with --method mix, which needs no zoo"],
+        ),
+        ("--zoo x --zoo-size 2", ["--zoo-size: no effect with --zoo, which is trained already"]),
+        (
+            "--full-epochs 3 --data-dir x",
+            [
+                "--data-dir: no effect with --dataset digits",
+                "--full-epochs: no effect without the baseline `full`",
+            ],
+        ),
+    ],
+)
+def test_options_that_change_nothing_are_named(arguments, expected):
+    arguments = arguments.split()
+    config = options.configure(options.parser().parse_args(arguments))
+    found = options.idle(config, options.given(arguments))
+    assert sorted(found) == sorted(expected)
+
+
+def test_given_options_are_those_on_the_command_line():
+    assert options.given(["--ipc", "1", "--no-cache", "--scores"]) == {"ipc", "cache", "scores"}
+    assert options.given([]) == set()
+
+
+def test_memory_that_runs_out_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    assert memory.is_exhausted(caught.value)
+    said = memory.explain(caught.value)
+    assert "you tried to allocate" in said
+    assert "--memory-limit-gb" in said
+    assert memory.is_exhausted(MemoryError())
+    assert "out of memory" in memory.explain(MemoryError())
+    assert not memory.is_exhausted(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

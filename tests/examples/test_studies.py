@@ -142,9 +142,9 @@ def test_the_same_options_are_the_same_run(tmp_path):
     assert other.folder not in found.values()
     # An option of the future, at its default, changes neither the name nor the comparison.
     config = other.config
-    assert "scores" in runner._telling({**config, "scores": True})
-    assert runner._telling({k: v for k, v in config.items() if k != "layers"}) == (
-        runner._telling(config)
+    assert "scores" in runner.telling({**config, "scores": True})
+    assert runner.telling({k: v for k, v in config.items() if k != "layers"}) == (
+        runner.telling(config)
     )
 
 
@@ -190,6 +190,45 @@ def test_numbers_are_kept_on_one_line_and_unchanged(tmp_path):
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == content
     assert ' "a": [1.5, 2],\n' in text
+
+
+def test_a_study_does_not_lose_the_runs_of_another_command(tmp_path, capsys):
+    study = STUDIES["loss"]
+    base = [*BASE, *questions.PROTOCOL]
+    planned = {seed: run.plans(study, seed, base, [], tmp_path) for seed in (0, 1)}
+    rows = [row.name for row in study.rows]
+    run.require_own(study, planned, tmp_path)  # there is nothing yet
+
+    def keep(seed, **changes):
+        config = {**planned[seed]["root"].config, "data_dir": "elsewhere", **changes}
+        content = {"runs": [{"row": "root", "seed": seed, "config": config}]}
+        (tmp_path / "loss.json").write_text(json.dumps(content))
+
+    keep(1)
+    run.require_own(study, planned, tmp_path)
+    run.conduct(study, planned, rows, 1, tmp_path, "command", write_only=True)
+    assert "study loss: 0 of 6 runs are finished" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match=r"loss\.json holds a run .*row root, seed 1.*--output-dir"
+    ):
+        run.conduct(study, {0: planned[0]}, rows, 0, tmp_path, "command", write_only=True)
+    keep(1, iterations=6)
+    with pytest.raises(ValueError, match="would lose"):
+        run.require_own(study, planned, tmp_path)
+
+
+def test_a_rehearsal_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["--study", "loss", "--write-only"]) == 0
+    assert run.main(["--study", "loss", "--write-only", "--quick"]) == 0
+    assert {p.name for p in tmp_path.glob("runs/*")} == {"studies", "studies-quick"}
+
+
+def test_write_only_measures_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "project", None)
+    arguments = ["--study", "projection", "--write-only", "--output-dir", str(tmp_path / "out")]
+    assert run.main(arguments) == 0
+    assert "projection: left out" in capsys.readouterr().out
 
 
 # --- plots ---------------------------------------------------------------------------------------
