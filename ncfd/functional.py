@@ -159,7 +159,13 @@ def _checked(
         groups, faults = check.faults_of_part(weights, groups, num_groups or 1)
     # Each input is cast once: two casts of a half tensor would round two partial gradients and
     # add them in half precision.
-    weights = None if weights is None else weights.to(dtype)
+    if weights is not None and not part:
+        # Only proportions count, and sums of squares leave the range of float32 at 1e19 and 1e-19.
+        # Processes know no common maximum.
+        weights = _cast(weights, torch.promote_types(weights.dtype, dtype))
+        largest = weights.detach().amax(-1, keepdim=True)
+        weights = weights / torch.where(largest == 0, 1.0, largest)
+    weights = None if weights is None else _cast(weights, dtype)
     return _Samples(ops.Side(_cast(x, dtype), weights, groups), num_groups, faults)
 
 
@@ -897,6 +903,9 @@ def gaussian_ncfd(
             term = term / (1 - share)
         value = value + 0.5 * term
     value = value - ops.kernel_sums(x, y, w_x, w_y, scale.to(dtype), chunk_size)
+    if not unbiased and real_rows is None:
+        # The terms of near-equal samples cancel to a rounding of either sign; the slope stays.
+        value = value + (value.clamp_min(0) - value).detach()
     if present is None:
         return value.reshape(batch)
     value = torch.where(present, value, 0.0)

@@ -211,6 +211,19 @@ def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
     assert (expected[1] == 0).all()  # no sample bears the label 1: zeros, not NaN
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [1e-30, 1e-20, 1e20, 1e30])
+def test_weights_of_any_size(factor: float, dtype: torch.dtype) -> None:
+    """Squares of such weights are beyond float32, and so are float64 weights of 1e-60."""
+    x, y, t = (v.float() for v in some_data())
+    w = torch.rand(len(x), generator=torch.Generator().manual_seed(0)) + 0.1
+    scaled = w.to(dtype) * factor if dtype == torch.float32 else w.to(dtype) * factor**2
+    for options in ({}, {"squared": True, "unbiased": True}):
+        expected = ncfd_loss(x, y, t, x_weights=w, **options)
+        value = ncfd_loss(x, y, t, x_weights=scaled, **options)
+        torch.testing.assert_close(value, expected)  # float32's own tolerance
+
+
 def test_group_whose_weights_vanish_is_absent() -> None:
     x, _, t = some_data()
     x.requires_grad_()
@@ -1071,6 +1084,20 @@ def test_gaussian_loss_far_from_the_origin_in_float32() -> None:
     x, y = (v + 1000 for v in some_data(torch.float32)[:2])
     exact = reference.gaussian_kernel_loss(x, y, 0.7)
     assert gaussian_ncfd(x, y, 0.7).item() == pytest.approx(exact, abs=1e-6)
+
+
+def test_gaussian_loss_of_near_equals_is_not_negative() -> None:
+    for seed in range(20):  # without a bound some come out at -1e-7
+        x = normal(seed, 20, 4, dtype=torch.float32)
+        y = (x + 1e-5 * normal(seed + 100, 20, 4, dtype=torch.float32)).requires_grad_()
+        value = gaussian_ncfd(x, y)
+        assert value >= 0
+        # Where it is held at 0, the slope is still that of the formula.
+        (slope,) = torch.autograd.grad(value, y)
+        exact = y.detach().double().requires_grad_()
+        (wanted,) = torch.autograd.grad(gaussian_ncfd(x.double(), exact), exact)
+        # Slopes of 1e-7 from pulls of 0.1 / 20 each, rounded.
+        assert (slope.double() - wanted).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("size", [(700, 30), (300, 300)])
