@@ -757,10 +757,11 @@ def _learn(
         start = max(_SCALES, key=lambda s: _signal_to_noise(x, y, s * noise).item())
         log_scale = x.new_full((x.shape[1],), start).log().requires_grad_()
         optimizer = torch.optim.Adam([log_scale], lr=_LEARN_RATE, maximize=True)
-        for _ in range(_LEARN_STEPS):
-            value = _signal_to_noise(x, y, log_scale.exp() * noise)
-            (log_scale.grad,) = torch.autograd.grad(value, log_scale)
-            optimizer.step()
+        with x.device:  # PyTorch 2.5 counts steps on the default device, whatever that is
+            for _ in range(_LEARN_STEPS):
+                value = _signal_to_noise(x, y, log_scale.exp() * noise)
+                (log_scale.grad,) = torch.autograd.grad(value, log_scale)
+                optimizer.step()
     learned = log_scale.detach().exp()
     if choose:
         candidates = learned * noise

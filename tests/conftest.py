@@ -17,7 +17,7 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-# PyTorch's builds for the CPU come without Triton, and the search for docstrings imports every file.
+# PyTorch's builds for the CPU have no Triton, and the search for docstrings imports every file.
 collect_ignore = [] if importlib.util.find_spec("triton") else ["triton_checks.py"]
 
 

@@ -4,6 +4,7 @@ What they compute is in `triton_checks.py`; the interpreter that runs it here sa
 compilation, so that is tested by itself: it needs no GPU.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -20,8 +21,10 @@ from ncfd.ops import _fused
 
 ROOT = Path(__file__).resolve().parents[1]
 
+TRITON = importlib.util.find_spec("triton") and importlib.metadata.version("triton")
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+    not TRITON or tuple(map(int, TRITON.split(".")[:2])) < _fused.OLDEST,
+    reason="Triton is not installed, or too old for the kernels",
 )
 
 
@@ -162,6 +165,14 @@ def test_off_unless_switched_on() -> None:
 def test_unknown_products_are_refused() -> None:
     with pytest.raises(ValueError, match=r"products .*'ieee', 'tf32x3'.* None, got 'fp16'"):
         ops.use_triton("fp16")
+    assert _fused._products is None
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_old_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.1.0")
+    with pytest.raises(RuntimeError, match=r"needs Triton 3\.2 or later, found 3\.1\.0; the eager"):
+        ops.use_triton()
     assert _fused._products is None
 
 

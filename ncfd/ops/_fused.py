@@ -7,6 +7,7 @@ beside the product, which takes 20 ps at 512 features in float32.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from types import ModuleType
 from typing import Literal, get_args
@@ -20,6 +21,9 @@ Products = Literal["ieee", "tf32x3"]
 
 #: The kernels hold gradients of whole rows on chip; with more features there is nothing to win.
 MAX_DIM = 512
+
+#: Triton 3.1, which comes with PyTorch 2.5, cannot form the kernels; they were tried with 3.8.
+OLDEST = (3, 2)
 
 _products: Products | None = None
 # "cuda", or "cpu" in Triton's interpreter.
@@ -41,8 +45,8 @@ def use_triton(products: Products | None = "ieee") -> None:
 
     Raises:
         ValueError: another value of ``products``.
-        RuntimeError: Triton is not installed, or there is no CUDA device of compute capability
-            8.0 or later.
+        RuntimeError: Triton is not installed or older than 3.2, or there is no CUDA device of
+            compute capability 8.0 or later.
 
     Example:
         >>> from ncfd.ops import use_triton
@@ -58,6 +62,12 @@ def use_triton(products: Products | None = "ieee") -> None:
             raise RuntimeError(
                 "use_triton needs the package triton, which is not installed; "
                 "without it the eager kernels do the same (use_triton(None))"
+            )
+        version = importlib.metadata.version("triton")
+        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+            raise RuntimeError(
+                f"use_triton needs Triton {'.'.join(map(str, OLDEST))} or later, found {version}; "
+                "the eager kernels do the same (use_triton(None))"
             )
         _device = "cpu" if kernels().INTERPRETED else "cuda"
         if _device == "cuda":

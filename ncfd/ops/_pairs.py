@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ncfd.ops._budget import BUDGET
 from ncfd.ops._operator import is_batched, transforming
@@ -104,6 +103,9 @@ def _plain(
     with _full_precision(x):
         if rows <= chunk:
             return _block(x, y, w_x, w_y, scale)
+        # Imported here: in PyTorch 2.5 it brings SymPy along, which takes half a second.
+        from torch.utils.checkpoint import checkpoint
+
         total = x.new_zeros(batch)
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
