@@ -283,7 +283,7 @@ def test_one_network_has_no_spread_and_the_reader_is_told_what_matters(tree, tmp
     assert "(1 network)" in page
     assert not re.search(r"± \d", page)
     notes = [
-        "--alpha: no effect with --method mix",
+        "--alpha, --num-frequencies: no effect with --method mix",
         "fewer training images than --ipc 12, so that sets repeat them: cold (11), warm (11)",
     ]
     written = json.loads((tmp_path / "x" / "results.json").read_text())["notes"]
