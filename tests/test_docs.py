@@ -164,7 +164,7 @@ def test_every_figure_is_shown_and_made_by_a_script():
         stem = re.sub(r"(-light|-dark)?\.\w+$", "", figure)
         script = "studies" if stem.startswith("study_") else stem
         assert script in scripts, figure
-        assert (GUIDE / "figures" / figure).stat().st_size < 250_000, figure  # 40 kB as sent
+        assert (GUIDE / "figures" / figure).stat().st_size < 250_000, figure  # 40 kB compressed
 
 
 def site(tmp_path, **pages):
