@@ -34,7 +34,9 @@ def origin():
     """Where in this project an operation was asked for."""
     for frame, line in traceback.walk_stack(None):
         file = Path(frame.f_code.co_filename)
-        if ROOT in file.parents and file != Path(__file__):
+        # An environment inside the folder is not the project.
+        ours = ROOT in file.parents and "site-packages" not in file.parts
+        if ours and file != Path(__file__):
             return f"{file.relative_to(ROOT)}:{line}"
     return "a library"
 
