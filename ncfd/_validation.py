@@ -175,6 +175,50 @@ def faults_of_part(
     return groups, (float(negative), float(stray))
 
 
+def check_common_frequencies(mark: Tensor, processes: int, name: str) -> None:
+    """The same frequencies on all: by the sums over processes of their total, its square, Σ|t|."""
+    first, second, size = mark.tolist()
+    # A variance above rounding: equal frequencies give equal totals.
+    if second * processes - first**2 > (1e-6 * size) ** 2:
+        raise ValueError(
+            f"{name} must be the same on all processes of the process_group; draw it from "
+            "one seed on all, or broadcast it"
+        )
+
+
+def check_whole(name: str, faults: Tensor, total: Tensor | None) -> None:
+    """What was left for later of the parts of all processes; ``total`` is their weight."""
+    negative, stray = faults.tolist()
+    if negative:
+        raise ValueError(
+            f"{name}_weights must be non-negative, got negative ones on {negative:g} "
+            "processes of the process_group"
+        )
+    if stray:
+        raise ValueError(
+            f"{name}_groups must lie in [0, num_groups), got labels outside on "
+            f"{stray:g} processes of the process_group"
+        )
+    if total is not None and bool((total == 0).any()):
+        raise ValueError(
+            f"{name} must hold a sample of positive weight on some process of the process_group"
+        )
+
+
+def too_few(name: str) -> ValueError:
+    """A U-statistic of one sample."""
+    return ValueError(
+        f"unbiased=True needs at least two samples with positive weight in {name} "
+        "(in each group present on both sides)"
+    )
+
+
+def check_common_groups(present: Tensor, x: str, y: str) -> None:
+    """Whether there is anything to compare: groups present on both sides, ``(G,)``."""
+    if values_visible(present) and not bool(present.any()):
+        raise ValueError(f"{x}_groups and {y}_groups have no group in common: nothing to compare")
+
+
 def check_alpha(value: object) -> float:
     """The weight of the amplitude term, a number in [0, 1]."""
     if type(value) is float and 0 <= value <= 1:  # nearly always; the rest takes longer

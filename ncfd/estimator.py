@@ -11,9 +11,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ncfd import _processes, ops
+from ncfd import _phi, _processes, _samples
 from ncfd import _validation as check
 from ncfd._devices import moved, widest_float
+from ncfd._samples import Given
 
 __all__ = ["CharacteristicFunction"]
 
@@ -91,45 +92,22 @@ class CharacteristicFunction(nn.Module):
             TypeError: an argument of the wrong type or dtype.
             ValueError: shapes, devices, labels or weights that do not fit.
         """
-        x = check.check_samples(x, "x")
-        if x.ndim != 2 or x.shape[1] != self.t.shape[1]:
+        if groups is not None and self.num_groups is None:
             raise ValueError(
-                f"x must have shape (N, {self.t.shape[1]}) to match the frequencies, "
-                f"got {check.describe(x)}"
+                "groups needs an estimator with groups: CharacteristicFunction(t, num_groups)"
             )
-        if x.device != self.t.device:
-            raise ValueError(
-                f"x must be on {self.t.device} like the estimator, got {check.describe(x)}; "
-                "move one of them with .to(device)"
-            )
-        if weights is not None:
-            weights = check.check_weights(weights, "weights", x)
-        if groups is not None:
-            if self.num_groups is None:
-                raise ValueError(
-                    "groups needs an estimator with groups: CharacteristicFunction(t, num_groups)"
-                )
-            groups, _ = check.check_groups(groups, self.num_groups, "groups", x)
-        elif self.num_groups is not None:
+        if groups is None and self.num_groups is not None:
             raise ValueError(
                 f"the estimator has num_groups={self.num_groups}: update needs groups, a label "
                 "for each sample"
             )
-        dtype = torch.float64 if x.dtype == torch.float64 else self.t.dtype
-        cos_sum, sin_sum = ops.sums(
-            x.to(dtype).unsqueeze(0),
-            self.t.to(dtype).unsqueeze(0),
-            None if weights is None else weights.to(dtype).unsqueeze(0),
-            None if groups is None else groups.unsqueeze(0),
-            self.num_groups or 1,
-        )  # (1, G, F) each
-        self.cos_sum += cos_sum.reshape(self.cos_sum.shape)
-        self.sin_sum += sin_sum.reshape(self.sin_sum.shape)
-        if groups is None:
-            self.total += len(x) if weights is None else weights.sum(dtype=self.total.dtype)
-        else:
-            ones = torch.ones((), dtype=self.total.dtype, device=x.device).expand(len(x))
-            self.total.index_add_(0, groups, ones if weights is None else weights.to(ones.dtype))
+        given = Given("x", x, weights, groups, alone=True)
+        samples, t = _samples.piece_of_stream(given, self.t, self.num_groups, "estimator")
+        [sums] = _phi.sums_of([samples], t)
+        self.cos_sum += sums.cos
+        self.sin_sum += sums.sin
+        # Not the sums' own total: those of many calls want every digit.
+        self.total += samples.weight(self.total.dtype)
 
     def compute(self) -> Tensor:
         """Return φ̂ of everything added so far.

@@ -5,22 +5,25 @@ components of a mixture, ``*`` leading batch dimensions.
 
     samples, frequencies --> sums of cos and sin --> φ --> Chf_α --> loss
 
-The sums come from :mod:`ncfd.ops`; everything here is the arithmetic on top of them. Inside, a
-complex number is a pair of real tensors; complex tensors appear only in the public functions.
+What callers give is checked in :mod:`ncfd._samples`; the sums and their φ come from
+:mod:`ncfd._phi`; here are the formulas. Inside, a complex number is a pair of real tensors; complex
+tensors appear only in the public functions. The closed form, :func:`gaussian_ncfd`, is in
+:mod:`ncfd.kernel`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ncfd import _processes, ops
+from ncfd import _phi, _processes, _samples
 from ncfd import _validation as check
-from ncfd._devices import widest_float
+from ncfd._samples import Given
 from ncfd.distributions import closed_form
+from ncfd.kernel import gaussian_ncfd
 
 __all__ = [
     "amplitude_phase",
@@ -30,37 +33,6 @@ __all__ = [
     "gradient_reversal",
     "ncfd_loss",
 ]
-
-
-class Names(NamedTuple):
-    """What a caller knows the arguments by: messages speak of these."""
-
-    x: str = "x"
-    y: str = "y"
-    t: str = "t"
-
-
-class _Sums(NamedTuple):
-    """What is known of samples at F frequencies. Everything in it adds: over any cut of a batch."""
-
-    cos: Tensor  # Σ w cos⟨t, x⟩: (*, F), or (G, F) with groups
-    sin: Tensor
-    total: Tensor | float  # Σ w: (*, 1), or (G,) with groups; N where nothing else was given
-    squares: Tensor | float  # Σ w², likewise
-    grouped: bool
-    #: Of a process's part: negative weights, labels out of range.
-    faults: tuple[float, float] = (0.0, 0.0)
-
-
-class _Phi(NamedTuple):
-    """A characteristic function at F frequencies, and what is known about its estimate."""
-
-    re: Tensor  # (*, F) or (G, F)
-    im: Tensor
-    #: Which groups have samples, (G,); None where there are no groups.
-    present: Tensor | None
-    #: Σ of squared normalised weights, (*, 1) or (G, 1): 1/N for plain samples, 0 for an exact φ.
-    share: Tensor | float
 
 
 # ------------------------------------------------------------------------------------------------
@@ -109,192 +81,15 @@ def characteristic_function(
     Source: Feuerverger & Mureika, *The empirical characteristic function and its applications*,
     Annals of Statistics 5 (1977).
     """
+    check.check_chunk_size(chunk_size)
+    given = Given("x", x, weights, groups, alone=True)
     if isinstance(x, Distribution):
-        _refuse_with_known_phi("a Distribution", "x", weights=weights, groups=groups)
-        if num_groups is not None:
-            raise ValueError("num_groups needs groups, and a Distribution has none")
-        check.check_chunk_size(chunk_size)
+        _samples.refuse_description(given, num_groups)
         re, im = closed_form(x, t)
         return torch.complex(re, im)
-    x = check.check_samples(x, "x")
-    t = check.check_frequencies(t, tuple(x.shape[:-2]), x.shape[-1], x.device)
-    chunk_size = check.check_chunk_size(chunk_size)
-    dtype = _compute_dtype(x, t)
-    samples = _checked(x, weights, groups, num_groups, dtype, ("weights", "groups"))
-    phi = _normalised(_sums(samples, t.to(dtype), chunk_size))
+    samples, t = _samples.one_side(given, t, num_groups)
+    phi = _phi.sums_of([samples], t, chunk_size)[0].phi()
     return torch.complex(phi.re, phi.im)
-
-
-class _Samples(NamedTuple):
-    """Samples that passed every check, in the dtype of the computation."""
-
-    side: ops.Side
-    num_groups: int | None
-    faults: tuple[float, float]
-
-
-def _checked(
-    x: Tensor,
-    weights: Tensor | None,
-    groups: Tensor | None,
-    num_groups: int | None,
-    dtype: torch.dtype,
-    names: tuple[str, str],
-    *,
-    part: bool = False,
-) -> _Samples:
-    """Samples ``x (*, N, D)`` with what describes them; ``names`` are of the weights and groups.
-
-    With ``part`` the samples are a process's part of a batch: it may be empty, and faults in its
-    values are for :func:`_of_all_processes` to tell.
-    """
-    if weights is not None:
-        weights = check.check_weights(weights, names[0], x, part=part)
-    if groups is not None:
-        groups, num_groups = check.check_groups(groups, num_groups, names[1], x, part=part)
-    elif num_groups is not None:
-        raise ValueError(f"num_groups needs {names[1]}, got num_groups={num_groups} alone")
-    faults = (0.0, 0.0)
-    if part:
-        groups, faults = check.faults_of_part(weights, groups, num_groups or 1)
-    # Each input is cast once: two casts of a half tensor would round two partial gradients and
-    # add them in half precision.
-    if weights is not None and not part:
-        # Only proportions count, and sums of squares leave the range of float32 at 1e19 and 1e-19.
-        # Processes know no common maximum.
-        weights = _cast(weights, torch.promote_types(weights.dtype, dtype))
-        largest = weights.detach().amax(-1, keepdim=True)
-        weights = weights / torch.where(largest == 0, 1.0, largest)
-    weights = None if weights is None else _cast(weights, dtype)
-    return _Samples(ops.Side(_cast(x, dtype), weights, groups), num_groups, faults)
-
-
-def _sums(samples: _Samples, t: Tensor, chunk_size: int | None) -> _Sums:
-    """The sums of one side."""
-    (x, weights, _), num_groups, _ = samples
-    if x.shape[-2] > 0:
-        return _weighed(samples, *ops.sums_of(samples.side, t, num_groups, chunk_size))
-    # Zeros, but in the graph: DistributedDataParallel waits for the gradient of every input.
-    nothing = x.sum() + (0 * t).sum(-1)  # (F,) or (*, F)
-    if weights is not None:
-        nothing = nothing + weights.sum()
-    shape = x.shape[:-2] if num_groups is None else (num_groups,)
-    nothing = nothing.expand(*shape, t.shape[-2])
-    return _weighed(samples, nothing, nothing)
-
-
-def _sums_of_both(
-    x: _Samples, y: _Samples, t: Tensor, chunk_size: int | None
-) -> tuple[_Sums, _Sums]:
-    """The sums of two sides of one shape, which cost less together."""
-    if x.side.x.shape[-2] == 0 or y.side.x.shape[-2] == 0:
-        return _sums(x, t, chunk_size), _sums(y, t, chunk_size)
-    pairs = ops.sums_of_both(x.side, y.side, t, x.num_groups, chunk_size)
-    return _weighed(x, *pairs[0]), _weighed(y, *pairs[1])
-
-
-def _weighed(samples: _Samples, cos: Tensor, sin: Tensor) -> _Sums:
-    """The sums with the weight that they carry."""
-    (x, weights, groups), num_groups, faults = samples
-    rows = x.shape[-2]
-    if weights is None and groups is None:
-        return _Sums(cos, sin, rows, rows, False, faults)
-    w = x.new_ones(rows) if weights is None else weights
-    if groups is None or num_groups is None:
-        total, squares = w.sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)  # (*, 1)
-        return _Sums(cos, sin, total, squares, False, faults)
-    zeros = w.new_zeros(num_groups)
-    total = zeros.scatter_add(0, groups, w)  # (G,)
-    squares = zeros.scatter_add(0, groups, w.square())
-    return _Sums(cos, sin, total, squares, True, faults)
-
-
-def _normalised(sums: _Sums) -> _Phi:
-    """φ̂: the sums over their weight."""
-    cos, sin, total, squares, grouped, _ = sums
-    if not isinstance(total, Tensor) or not isinstance(squares, Tensor):
-        # Not squares / total²: its range is beyond the exporter, which has to know it below 1.
-        return _Phi(cos / total, sin / total, None, 1.0 / total)
-    if not grouped:
-        return _Phi(cos / total, sin / total, None, squares / total.square())
-    present = total > 0
-    # An empty group: 0 / 1 = 0, and nothing to differentiate. NaN weights stay NaN.
-    total = torch.where(total == 0, 1.0, total).unsqueeze(1)
-    return _Phi(cos / total, sin / total, present, squares.unsqueeze(1) / total.square())
-
-
-def _of_all_processes(
-    sides: dict[str, _Sums], t: Tensor, group: torch.distributed.ProcessGroup, name_of_t: str
-) -> dict[str, _Sums]:
-    """The sums of the whole batch from those of this process's part, by one all-reduce.
-
-    Whatever is wrong with values is decided afterwards, on the same numbers everywhere, so that
-    all processes raise or none does.
-    """
-    values: list[Tensor] = []
-    for side in sides.values():
-        shape = side.cos.shape[:1] if side.grouped else (*side.cos.shape[:-1], 1)
-        weighed = (
-            v if isinstance(v, Tensor) else side.cos.new_full(shape, v)
-            for v in (side.total, side.squares)
-        )
-        values += [side.cos, side.sin, *weighed, side.cos.new_tensor(side.faults)]
-    visible = check.values_visible(t)
-    mark = t.new_zeros(3, dtype=widest_float(t.device))
-    if visible:
-        total = t.detach().sum(dtype=torch.float64)
-        mark = torch.stack([total, total.square(), t.detach().abs().sum(dtype=torch.float64)])
-    *values, mark = _processes.add_up([*values, mark], group)
-    if visible:
-        first, second, size = mark.tolist()
-        world = torch.distributed.get_world_size(group)
-        # A variance above rounding: equal frequencies give equal totals.
-        if second * world - first**2 > (1e-6 * size) ** 2:
-            raise ValueError(
-                f"{name_of_t} must be the same on all processes of the process_group; draw it from "
-                "one seed on all, or broadcast it"
-            )
-    whole = {}
-    for i, (name, side) in enumerate(sides.items()):
-        cos, sin, total, squares, faults = values[5 * i : 5 * i + 5]
-        if visible:
-            negative, stray = faults.tolist()
-            if negative:
-                raise ValueError(
-                    f"{name}_weights must be non-negative, got negative ones on {negative:g} "
-                    "processes of the process_group"
-                )
-            if stray:
-                raise ValueError(
-                    f"{name}_groups must lie in [0, num_groups), got labels outside on "
-                    f"{stray:g} processes of the process_group"
-                )
-            if not side.grouped and bool((total == 0).any()):
-                raise ValueError(
-                    f"{name} must hold a sample of positive weight on some process of the "
-                    "process_group"
-                )
-        whole[name] = _Sums(cos, sin, total, squares, side.grouped)
-    return whole
-
-
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any input is, else float32: half types never hold a phase."""
-    for v in tensors:
-        if v.dtype in (torch.float64, torch.complex128):
-            return torch.float64
-    return torch.float32
-
-
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # A cast that changes nothing takes as long as a sum over a small batch.
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _refuse_with_known_phi(what: str, x: str, **arguments: object) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise ValueError(f"{name} describes samples, but {x} is {what}; leave {name} out")
 
 
 def amplitude_phase(phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,20 +112,11 @@ def amplitude_phase(phi: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Li et al., *Reciprocal adversarial learning via characteristic functions*, NeurIPS 2020.
     """
-    re, im = _split(phi, "phi")
+    re, im = _samples.complex_parts(phi, "phi")
     zero = (re == 0) & (im == 0)
     # atan2 has no gradient at the origin; there it sees (0, 1) instead, and a constant.
     angle = torch.atan2(im, torch.where(zero, 1.0, re))
     return _modulus(re, im), torch.where(zero, 0.0, angle)
-
-
-def _split(phi: object, name: str) -> tuple[Tensor, Tensor]:
-    phi = check.check_tensor(phi, name)
-    if not phi.is_complex():
-        raise TypeError(f"{name} must be a complex tensor, got {check.describe(phi)}")
-    if phi.dtype == torch.complex32:
-        phi = phi.to(torch.complex64)
-    return phi.real, phi.imag
 
 
 # ------------------------------------------------------------------------------------------------
@@ -385,16 +171,6 @@ class _RootOfHalf(torch.autograd.Function):
 def _gap(x: Tensor, y: Tensor, ratio: float) -> Tensor:
     """Difference of two means, times the number of the second one's samples; 0 if equal."""
     return x - y if ratio == 1 else x * ratio - y
-
-
-def _plain_root(x: _Sums | _Phi, y: _Sums) -> Tensor | None:
-    """The loss at α = ½ where :class:`_RootOfHalf` gives it, else None."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return None  # graphs fuse the plain form, and torch.func composes it
-    if isinstance(x, _Phi) or isinstance(x.total, Tensor) or isinstance(y.total, Tensor):
-        return None
-    value: Tensor = _RootOfHalf.apply(x.cos, x.sin, x.total, y.cos, y.sin, y.total)
-    return value
 
 
 def _modulus(re: Tensor, im: Tensor) -> Tensor:
@@ -461,8 +237,8 @@ def cf_discrepancy(phi_x: Tensor, phi_y: Tensor, *, alpha: float = 0.5) -> Tenso
     equation 8.
     """
     alpha = check.check_alpha(alpha)
-    x_re, x_im = _split(phi_x, "phi_x")
-    y_re, y_im = _split(phi_y, "phi_y")
+    x_re, x_im = _samples.complex_parts(phi_x, "phi_x")
+    y_re, y_im = _samples.complex_parts(phi_y, "phi_y")
     if x_re.shape != y_re.shape:
         raise ValueError(
             f"phi_x and phi_y must have one shape, got {tuple(x_re.shape)} and {tuple(y_re.shape)}"
@@ -557,190 +333,78 @@ def ncfd_loss(
 
     Source: Wang et al., *Dataset Distillation with Neural Characteristic Function*, CVPR 2025.
     """
-    return named_loss(
-        Names(),
-        x,
-        y,
+    return discrepancy(
+        Given("x", x, x_weights, x_groups),
+        Given("y", y, y_weights, y_groups),
         t,
-        alpha,
-        squared,
-        unbiased,
-        reduction,
-        x_groups,
-        y_groups,
-        num_groups,
-        x_weights,
-        y_weights,
-        chunk_size,
-        process_group,
+        Form(alpha, squared, unbiased, reduction),
+        num_groups=num_groups,
+        chunk_size=chunk_size,
+        process_group=process_group,
     )
 
 
-def named_loss(
-    names: Names,
-    x: Tensor | Distribution,
-    y: Tensor,
+class Form(NamedTuple):
+    """Which discrepancy: the options of :func:`ncfd_loss` that are not about its data."""
+
+    alpha: float = 0.5
+    squared: bool = False
+    unbiased: bool = False
+    reduction: str = "mean"
+
+    def checked(self) -> Self:
+        """Itself, with every option known to be one, and all to go together."""
+        alpha = check.check_alpha(self.alpha)
+        check.check_flag(self.squared, "squared")
+        check.check_flag(self.unbiased, "unbiased")
+        check.check_reduction(self.reduction)
+        check.check_unbiased(self.unbiased, self.squared, alpha)
+        return self._replace(alpha=alpha)
+
+
+def discrepancy(
+    real: Given,
+    synthetic: Given,
     t: Tensor,
-    alpha: float,
-    squared: bool,
-    unbiased: bool,
-    reduction: str,
-    x_groups: Tensor | None,
-    y_groups: Tensor | None,
+    form: Form,
+    *,
     num_groups: int | None,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    chunk_size: int | None,
-    process_group: torch.distributed.ProcessGroup | None,
+    chunk_size: int | None = None,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    name_of_t: str = "t",
 ) -> Tensor:
-    """``ncfd_loss``, whose messages call the arguments by ``names``."""
-    alpha = check.check_alpha(alpha)
-    squared = check.check_flag(squared, "squared")
-    unbiased = check.check_flag(unbiased, "unbiased")
-    reduction = check.check_reduction(reduction)
-    check.check_unbiased(unbiased, squared, alpha)
-    process_group = _processes.check_group(process_group)
-    y = check.check_samples(y, names.y, part=process_group is not None)
-    sides = _both_sides(
-        names,
-        x,
-        y,
-        t,
-        x_groups,
-        y_groups,
-        num_groups,
-        x_weights,
-        y_weights,
-        chunk_size,
-        process_group,
+    """:func:`ncfd_loss` of two sides, under the names that the caller knows them by."""
+    alpha, squared, unbiased, reduction = form.checked()
+    check.check_chunk_size(chunk_size)
+    group = _processes.check_group(process_group)
+    pair = _samples.pair(
+        real, synthetic, t, num_groups, part=group is not None, name_of_t=name_of_t
     )
-    if alpha == 0.5 and not squared:
-        value = _plain_root(*sides)
-        if value is not None:
-            return _reduce(value, reduction, None, names)
-    phi_x, phi_y = (s if isinstance(s, _Phi) else _normalised(s) for s in sides)
+    x, y = _phi.of_pair(pair, chunk_size, group, name_of_t)
+    names = real.name, synthetic.name
+    if alpha == 0.5 and not squared and x.rows is not None and y.rows is not None and _eager():
+        return _reduce(_RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows), reduction)
+    phi_x, phi_y = x.phi(), y.phi()
     if unbiased:
-        value = _unbiased(phi_x, phi_y, names)
+        value = _phi.unbiased(phi_x, phi_y, names)
     else:
         value = _chf(phi_x.re, phi_x.im, phi_y.re, phi_y.im, alpha)
         if not squared:
             value = _root(value)
-    return _reduce(value, reduction, _common(phi_x.present, phi_y.present), names)
+    present = _phi.common(phi_x, phi_y)
+    if present is not None and reduction != "none":
+        check.check_common_groups(present, *names)
+    return _reduce(value, reduction, present)
 
 
-def _both_sides(
-    names: Names,
-    x: Tensor | Distribution,
-    y: Tensor,
-    t: Tensor,
-    x_groups: Tensor | None,
-    y_groups: Tensor | None,
-    num_groups: int | None,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    chunk_size: int | None,
-    group: torch.distributed.ProcessGroup | None,
-) -> tuple[_Sums | _Phi, _Sums]:
-    """The real and the synthetic side, of one shape, device and dtype; φ where x is no sample."""
-    batch, part = tuple(y.shape[:-2]), group is not None
-    of_x = f"{names.x}_weights", f"{names.x}_groups"
-    of_y = f"{names.y}_weights", f"{names.y}_groups"
-    given_for_x = dict(zip(of_x, (x_weights, x_groups), strict=True))
-
-    def sums_of_y(dtype: torch.dtype) -> _Sums:
-        samples = _checked(y, y_weights, y_groups, num_groups, dtype, of_y, part=part)
-        sums = _sums(samples, t.to(dtype), chunk_size)
-        if group is None:
-            return sums
-        return _of_all_processes({names.y: sums}, t.to(dtype), group, names.t)[names.y]
-
-    if isinstance(x, Distribution):
-        _refuse_with_known_phi("a Distribution", names.x, **given_for_x)
-        t = check.check_frequencies(t, batch, y.shape[-1], y.device, names.t)
-        chunk_size = check.check_chunk_size(chunk_size)
-        sums = sums_of_y(_compute_dtype(y, t))
-        re, im = (v.to(sums.cos.dtype) for v in closed_form(x, t))
-        if re.shape != sums.cos.shape:
-            if re.ndim != 1:
-                raise ValueError(
-                    f"{names.x} has batch shape {tuple(x.batch_shape)}, which must be () or "
-                    f"{tuple(sums.cos.shape[:-1])} to match {names.y} (its batch, or the groups)"
-                )
-            re, im = re.expand_as(sums.cos), im.expand_as(sums.sin)
-        return _Phi(re, im, None, 0.0), sums
-    x = check.check_tensor(x, names.x)
-    if x.is_complex():
-        _refuse_with_known_phi("a known φ", names.x, **given_for_x)
-        re, im = _split(x, names.x)
-        t = check.check_frequencies(t, batch, y.shape[-1], y.device, names.t)
-        chunk_size = check.check_chunk_size(chunk_size)
-        dtype = _compute_dtype(x, y, t)
-        sums = sums_of_y(dtype)
-        if x.shape != sums.cos.shape:
-            raise ValueError(
-                f"{names.x}, a known φ, must have shape {tuple(sums.cos.shape)} to match "
-                f"{names.y} and {names.t}, got {check.describe(x)}"
-            )
-        check.check_device(x, names.x, y.device)
-        present = None if y_groups is None else ((re != 0) | (im != 0)).any(-1)
-        return _Phi(re.to(dtype), im.to(dtype), present, 0.0), sums
-
-    x = check.check_samples(x, names.x, part=part)
-    if tuple(x.shape[:-2]) != batch or x.shape[-1] != y.shape[-1]:
-        raise ValueError(
-            f"{names.x} and {names.y} must agree in all but the number of samples, "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    check.check_device(y, names.y, x.device)
-    if (x_groups is None) != (y_groups is None):
-        given, missing = (of_x[1], of_y[1]) if y_groups is None else (of_y[1], of_x[1])
-        raise ValueError(f"{given} needs {missing}: groups are matched group by group")
-    t = check.check_frequencies(t, batch, x.shape[-1], x.device, names.t)
-    chunk_size = check.check_chunk_size(chunk_size)
-    dtype = _compute_dtype(x, y, t)
-    real = _checked(x, x_weights, x_groups, num_groups, dtype, of_x, part=part)
-    synthetic = _checked(y, y_weights, y_groups, num_groups, dtype, of_y, part=part)
-    t = _cast(t, dtype)
-    sums_of_x, sums = _sums_of_both(real, synthetic, t, chunk_size)
-    if group is not None:
-        both = _of_all_processes({names.x: sums_of_x, names.y: sums}, t, group, names.t)
-        return both[names.x], both[names.y]
-    return sums_of_x, sums
+def _eager() -> bool:
+    """Neither in a graph, which fuses steps, nor under ``torch.func``, which composes them."""
+    return (
+        not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
-def _unbiased(x: _Phi, y: _Phi, names: Names) -> Tensor:
-    """U-statistic of ``½ |φx - φy|²``: the diagonal pairs, each 1, taken out of both squares."""
-    value = (x.re - y.re).square() + (x.im - y.im).square()
-    common = _common(x.present, y.present)
-    for name, side in ((names.x, x), (names.y, y)):
-        share = side.share
-        if isinstance(share, Tensor):
-            single = share >= 1
-            if common is not None:
-                single = single & common.unsqueeze(1)
-            alone = check.values_visible(share) and bool(single.any())
-            # Absent groups hold 0 or 1 here and are masked later: keep them finite.
-            if common is not None:
-                share = torch.where(common.unsqueeze(1), share, 0.0)
-        else:
-            alone = share >= 1
-        if alone:
-            raise ValueError(
-                f"unbiased=True needs at least two samples with positive weight in {name} "
-                "(in each group present on both sides)"
-            )
-        value = value - (1 - side.re.square() - side.im.square()) * (share / (1 - share))
-    return 0.5 * value
-
-
-def _common(x_present: Tensor | None, y_present: Tensor | None) -> Tensor | None:
-    """Groups present on both sides, (G,); a known φ without groups is present everywhere."""
-    if x_present is None or y_present is None:
-        return y_present if x_present is None else x_present
-    return x_present & y_present
-
-
-def _reduce(value: Tensor, reduction: str, present: Tensor | None, names: Names) -> Tensor:
+def _reduce(value: Tensor, reduction: str, present: Tensor | None = None) -> Tensor:
     """Over the last dimension and, with ``present (G,)``, over those groups."""
     if present is None:
         if reduction == "none":
@@ -749,207 +413,9 @@ def _reduce(value: Tensor, reduction: str, present: Tensor | None, names: Names)
     value = torch.where(present.unsqueeze(1), value, 0.0)  # (G, F)
     if reduction == "none":
         return value
-    if check.values_visible(present) and not bool(present.any()):
-        raise ValueError(
-            f"{names.x}_groups and {names.y}_groups have no group in common: nothing to compare"
-        )
     if reduction == "sum":
         return value.sum()
     return value.sum() / (present.sum() * value.shape[1])
-
-
-# ------------------------------------------------------------------------------------------------
-# The exact limit
-# ------------------------------------------------------------------------------------------------
-
-
-def gaussian_ncfd(
-    x: Tensor,
-    y: Tensor,
-    scale: float | Tensor = 1.0,
-    *,
-    unbiased: bool = False,
-    reduction: str = "mean",
-    x_groups: Tensor | None = None,
-    y_groups: Tensor | None = None,
-    num_groups: int | None = None,
-    x_weights: Tensor | None = None,
-    y_weights: Tensor | None = None,
-    chunk_size: int | None = None,
-    real_rows: int | None = None,
-) -> Tensor:
-    r"""Squared discrepancy with infinitely many Gaussian frequencies, in closed form.
-
-    .. math::
-        \mathbb E_{t\sim N(0,\mathrm{diag}\,\sigma^2)}\, \tfrac12|\varphi_x(t)-\varphi_y(t)|^2
-        = \tfrac12\,\mathrm{MMD}^2_k,\qquad k(a,b) = e^{-\frac12|\sigma\odot(a-b)|^2}
-
-    The limit of ``ncfd_loss(x, y, t, squared=True)`` as F grows: no frequency noise, and cheaper
-    whenever there are fewer synthetic samples than frequencies. Costs ``(N + M)²`` kernel values,
-    formed in blocks: memory is linear in the samples. Nearly all of them are pairs of real samples
-    where there are many; ``real_rows`` spares these, which the synthetic samples do not feel.
-
-    Args:
-        x: real samples ``(*, N, D)``.
-        y: synthetic samples ``(*, M, D)``.
-        scale: σ, the standard deviation of the frequencies, in radians per unit of ``x``: a
-            number, ``(D,)``, or ``(K, D)`` for the equal mixture of K normals. Differentiable.
-        unbiased: the U-statistic (pairs of a sample with itself left out); can be negative.
-        reduction: with groups, ``"mean"`` or ``"sum"`` over the groups present on both sides, or
-            ``"none"``; without groups all three are the same.
-        x_groups: integer labels ``(N,)`` in ``[0, num_groups)``; together with ``y_groups``.
-        y_groups: integer labels ``(M,)``.
-        num_groups: G; required with groups.
-        x_weights: ``(*, N)``, non-negative, not all zero.
-        y_weights: ``(*, M)``, likewise.
-        chunk_size: rows of a block of kernel values. Default: what fits a core's cache, kept for
-            the backward within ``ncfd.ops.BUDGET``.
-        real_rows: how many rows of ``x`` (the first ones of each group) give the pairs of real
-            samples, ``½ E [k(x, x') - 1]``. 0 leaves this term out: the gradient for ``y`` is the
-            same, the value another. Some hundreds estimate it for a learned ``scale``, without
-            bias if ``unbiased``. Not with ``x_weights``. Default: all.
-
-    Returns:
-        Shape ``*``; with groups a scalar, or ``(G,)`` for ``"none"`` with zeros for a group not
-        present on both sides.
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, labels, weights or options that do not fit, or ``real_rows=0`` where
-            ``x``, its weights or ``scale`` want the gradient of the term it leaves out.
-
-    Example:
-        >>> x = torch.tensor([[0.0], [1.0]])
-        >>> gaussian_ncfd(x, x).item()
-        0.0
-        >>> round(gaussian_ncfd(x[:1], x[1:]).item(), 4)  # 1 - exp(-1/2)
-        0.3935
-
-    Source: Gretton et al., *A kernel two-sample test*, JMLR 13 (2012), with Bochner's theorem.
-    """
-    unbiased = check.check_flag(unbiased, "unbiased")
-    reduction = check.check_reduction(reduction)
-    chunk_size = check.check_chunk_size(chunk_size)
-    x, y = check.check_samples(x, "x"), check.check_samples(y, "y")
-    if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
-        raise ValueError(
-            "x and y must agree in all but the number of samples, "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    check.check_device(y, "y", x.device)
-    scale = _as_scales(scale, x)
-    dtype = _compute_dtype(x, y, scale)
-    if real_rows is not None:
-        real_rows = check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scale)
-    if x_weights is not None:
-        x_weights = check.check_weights(x_weights, "x_weights", x)
-    if y_weights is not None:
-        y_weights = check.check_weights(y_weights, "y_weights", y)
-    if (x_groups is None) != (y_groups is None):
-        given, missing = ("x_groups", "y_groups") if y_groups is None else ("y_groups", "x_groups")
-        raise ValueError(f"{given} needs {missing}: groups are matched group by group")
-    count = 0
-    if x_groups is not None and y_groups is not None:
-        x_groups, count = check.check_groups(x_groups, num_groups, "x_groups", x)
-        y_groups, _ = check.check_groups(y_groups, num_groups, "y_groups", y)
-    elif num_groups is not None:
-        raise ValueError(f"num_groups needs x_groups and y_groups, got num_groups={num_groups}")
-
-    batch = tuple(x.shape[:-2])
-    w_x = x.new_ones(x.shape[:-1], dtype=dtype) if x_weights is None else x_weights.to(dtype)
-    w_y = y.new_ones(y.shape[:-1], dtype=dtype) if y_weights is None else y_weights.to(dtype)
-    x, y = x.to(dtype).reshape(-1, *x.shape[-2:]), y.to(dtype).reshape(-1, *y.shape[-2:])
-    w_x, w_y = w_x.reshape(-1, w_x.shape[-1]), w_y.reshape(-1, w_y.shape[-1])  # (B, N), (B, M)
-    # Squared distances lose digits far from the origin, and only differences count.
-    center = _center(x, y)
-    x, y = x - center, y - center
-    present = None
-    if x_groups is not None and y_groups is not None:
-        x, w_x = _by_group(x[0], w_x[0], x_groups, count)  # (G, n, D), (G, n)
-        y, w_y = _by_group(y[0], w_y[0], y_groups, count)
-        present = (w_x.sum(1) > 0) & (w_y.sum(1) > 0)
-        batch = (count,)
-
-    value = x.new_zeros(x.shape[0])
-    normal = []
-    for name, w in (("x", w_x), ("y", w_y)):
-        total = w.sum(1, keepdim=True)
-        normal.append(w / torch.where(total == 0, 1.0, total))
-        if unbiased:
-            single = normal[-1].square().sum(1) >= 1
-            single = single if present is None else single & present
-            if check.values_visible(single) and bool(single.any()):
-                raise ValueError(
-                    f"unbiased=True needs at least two samples with positive weight in {name} "
-                    "(in each group present on both sides)"
-                )
-    w_x, w_y = normal
-    few, w_few = x, w_x
-    if real_rows is not None and real_rows < x.shape[1]:
-        few, w_few = x[:, :real_rows], w_x[:, :real_rows]
-        # Plain samples here, so only an absent group has none of positive weight.
-        total = w_few.sum(1, keepdim=True)
-        w_few = w_few / torch.where(total == 0, 1.0, total)
-    for side, w in ((few, w_few), (y, w_y)):
-        if side.shape[1] == 0:
-            continue
-        # Equal samples cancel to the last bit where all three terms are formed alike.
-        twin = (side, w) if x.shape == y.shape else (None, None)
-        term = ops.kernel_sums(side, twin[0], w, twin[1], scale.to(dtype), chunk_size)
-        if unbiased:
-            share = w.square().sum(1)
-            if present is not None:
-                share = torch.where(present, share, 0.0)
-            term = term / (1 - share)
-        value = value + 0.5 * term
-    value = value - ops.kernel_sums(x, y, w_x, w_y, scale.to(dtype), chunk_size)
-    if not unbiased and real_rows is None:
-        # The terms of near-equal samples cancel to a rounding of either sign; the slope stays.
-        value = value + (value.clamp_min(0) - value).detach()
-    if present is None:
-        return value.reshape(batch)
-    value = torch.where(present, value, 0.0)
-    if reduction == "none":
-        return value
-    if check.values_visible(present) and not bool(present.any()):
-        raise ValueError("x_groups and y_groups have no group in common: nothing to compare")
-    return value.sum() / (present.sum() if reduction == "mean" else 1)
-
-
-def _center(x: Tensor, y: Tensor) -> Tensor:
-    """The mean of all rows, (D,), without a gradient; any point near them would do."""
-    total = x.detach().sum((0, 1)) + y.detach().sum((0, 1))
-    return total / (x.shape[0] * (x.shape[1] + y.shape[1]))
-
-
-def _as_scales(scale: object, x: Tensor) -> Tensor:
-    """``(K, D)`` scales from a number, ``(D,)`` or ``(K, D)``."""
-    dim = x.shape[-1]
-    if not isinstance(scale, Tensor):
-        dtype = _compute_dtype(x)
-        return x.new_full((1, dim), check.check_positive(scale, "scale", dtype), dtype=dtype)
-    scale = check.check_floating(scale, "scale")
-    check.check_device(scale, "scale", x.device)
-    if scale.ndim == 0:
-        return scale.expand(1, dim)
-    if scale.ndim > 2 or scale.shape[-1] != dim or scale.shape[0] == 0:
-        raise ValueError(
-            f"scale must be a number, ({dim},) or (K, {dim}), got {check.describe(scale)}"
-        )
-    return scale.unsqueeze(0) if scale.ndim == 1 else scale
-
-
-def _by_group(x: Tensor, w: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rows sorted into ``(G, n, D)``, padded to the largest group with weight 0."""
-    # Not `bincount`: its own look at the values would be a second wait for an accelerator.
-    sizes = groups.new_zeros(count).index_add(0, groups, torch.ones_like(groups))
-    order = torch.argsort(groups, stable=True)
-    longest = int(sizes.max())
-    start = torch.cumsum(sizes, 0) - sizes
-    slot = torch.arange(longest, device=x.device)
-    valid = slot < sizes.unsqueeze(1)  # (G, n)
-    rows = order[(start.unsqueeze(1) + slot).clamp_max(len(groups) - 1)]
-    return x[rows], torch.where(valid, w[rows], 0.0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1007,9 +473,3 @@ class _Reversal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return -ctx.scale * grad, None
-
-
-def unit_rows(x: Tensor, name: str = "x", *, part: bool = False) -> Tensor:
-    """Rows of ``x (*, N, D)`` scaled to length 1, in float32 or better; a zero row stays zero."""
-    x = check.check_samples(x, name, part=part)
-    return torch.nn.functional.normalize(x.to(_compute_dtype(x)), dim=-1)

@@ -12,11 +12,9 @@ from torch.distributions import Distribution
 
 from ncfd import _processes, functional
 from ncfd import _validation as check
+from ncfd._samples import Given
 
 __all__ = ["NCFDLoss"]
-
-
-_NAMES = functional.Names("real", "synthetic", "t, given by sampler,")
 
 
 class NCFDLoss(nn.Module):
@@ -144,29 +142,14 @@ class NCFDLoss(nn.Module):
             if self.adversarial:
                 t = functional.gradient_reversal(t)
         assert t is not None  # one of the two was set by the constructor
-        if self.normalize:
-            part = self.process_group is not None
-            synthetic = functional.unit_rows(synthetic, "synthetic", part=part)
-            if not (
-                isinstance(real, Distribution) or (isinstance(real, Tensor) and real.is_complex())
-            ):
-                real = functional.unit_rows(real, "real", part=part)
-        return functional.named_loss(
-            _NAMES,
-            real,
-            synthetic,
+        return functional.discrepancy(
+            Given("real", real, real_weights, real_groups, self.normalize),
+            Given("synthetic", synthetic, synthetic_weights, synthetic_groups, self.normalize),
             t,
-            self.alpha,
-            self.squared,
-            self.unbiased,
-            self.reduction,
-            real_groups,
-            synthetic_groups,
-            num_groups,
-            real_weights,
-            synthetic_weights,
-            None,
-            self.process_group,
+            functional.Form(self.alpha, self.squared, self.unbiased, self.reduction),
+            num_groups=num_groups,
+            process_group=self.process_group,
+            name_of_t="t, given by sampler,",
         )
 
     def _draw(self, sampler: nn.Module, like: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ except ImportError as error:  # pragma: no cover - the tests install it
         'ncfd.metrics needs torchmetrics; install it with pip install "ncfd[metrics]"'
     ) from error
 
+from ncfd import _phi, _samples, functional
 from ncfd import _validation as check
-from ncfd import functional, ops
 from ncfd._devices import moved, widest_float
+from ncfd._samples import Given
 
 __all__ = ["NCFDMetric"]
 
@@ -151,30 +152,17 @@ class NCFDMetric(Metric):
         real = check.check_flag(real, "real")
         if self.feature_extractor is not None:
             features = self.feature_extractor(features)
-        x = check.check_samples(features, "features")
-        t = self.frequencies
-        if x.ndim != 2 or x.shape[1] != t.shape[1]:
-            raise ValueError(
-                f"features must have shape (N, {t.shape[1]}) to match the frequencies, "
-                f"got {check.describe(x)}"
-            )
-        if x.device != t.device:
-            raise ValueError(
-                f"features must be on {t.device} like the metric, got {check.describe(x)}; "
-                "move one of them with .to(device)"
-            )
-        x = x.to(torch.float64 if x.dtype == torch.float64 else t.dtype)
-        if self.normalize:
-            x = functional.unit_rows(x, "features")
-        cos_sum, sin_sum = ops.sums(x.unsqueeze(0), t.to(x.dtype).unsqueeze(0))  # (1, 1, F)
+        given = Given("features", features, unit=self.normalize)
+        samples, t = _samples.piece_of_stream(given, self.frequencies, None, "metric")
+        [sums] = _phi.sums_of([samples], t)
         if real:
-            self.real_cos_sum += cos_sum[0, 0]
-            self.real_sin_sum += sin_sum[0, 0]
-            self.real_count += len(x)
+            self.real_cos_sum += sums.cos
+            self.real_sin_sum += sums.sin
+            self.real_count += sums.total
         else:
-            self.synthetic_cos_sum += cos_sum[0, 0]
-            self.synthetic_sin_sum += sin_sum[0, 0]
-            self.synthetic_count += len(x)
+            self.synthetic_cos_sum += sums.cos
+            self.synthetic_sin_sum += sums.sin
+            self.synthetic_count += sums.total
 
     def compute(self) -> Tensor:
         """Discrepancy of everything added to the two sides.

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ncfd import ops
 from ncfd.functional import gaussian_ncfd, ncfd_loss
-from ncfd.ops import _circle
+from ncfd.ops import _phases
 
 B, N, D, F, G = 2, 5, 3, 4, 3
 
@@ -140,7 +140,7 @@ def test_both_forms_of_a_phase_give_the_same(
         return (*pair, *torch.autograd.grad(total, leaves))
 
     tangent = run()
-    monkeypatch.setattr(_circle, "circle", lambda _: _circle.Angle())
+    monkeypatch.setattr(_phases, "circle", lambda _: _phases.Angle())
     for a, b in zip(run(), tangent, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
@@ -151,7 +151,7 @@ def test_half_tangent_is_accurate_at_its_pole(dtype: torch.dtype) -> None:
     offsets = torch.tensor([0.0, eps, -eps, 1e-3, -1e-3, 1.0], dtype=dtype)
     pi = torch.tensor(torch.pi, dtype=dtype)
     theta = torch.cat([k * pi + offsets for k in (0, 1, -1, 2, 3, 1001)])
-    form = _circle.HalfTangent()
+    form = _phases.HalfTangent()
     held = (0.5 * theta).reshape(1, -1, 1)
     form.enter(held)
     a, b = torch.tensor([[[0.7]]], dtype=dtype), torch.tensor([[[-1.3]]], dtype=dtype)
@@ -315,7 +315,7 @@ import resource
 import ncfd
 import torch
 from ncfd.functional import gaussian_ncfd, ncfd_loss
-from ncfd.ops import _circle
+from ncfd.ops import _phases
 
 def peak():
     # In kilobytes on Linux, where this test runs.

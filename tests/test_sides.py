@@ -55,8 +55,8 @@ def test_both_sides_equal_each_alone(
     if "x" in fixed:
         x = ops.Side(x.x.detach(), None if x.weights is None else x.weights.detach(), x.groups)
     t = t.detach() if "t" in fixed else t
-    together = [v for pair in ops.sums_of_both(x, y, t, count, chunk_size) for v in pair]
-    apart = [v for side in (x, y) for v in ops.sums_of(side, t, count, chunk_size)]
+    together = [v for pair in ops.sums_of([x, y], t, count, chunk_size) for v in pair]
+    apart = [v for side in (x, y) for v in ops.sums_of([side], t, count, chunk_size)[0]]
     factors = [normal(k, *v.shape) for k, v in enumerate(together)]
     slopes = []
     for sums in (together, apart):
@@ -77,7 +77,7 @@ def test_one_buffer_over_many_blocks(kind: str, monkeypatch: pytest.MonkeyPatch)
     for size in (2**20, 2 * F * 8):  # all at once; two rows at a time
         for name in ("block_small_dim", "block_large_dim", "piece"):
             monkeypatch.setitem(ops.BUDGET, name, size)
-        pairs = ops.sums_of_both(x, y, t, count)
+        pairs = ops.sums_of([x, y], t, count)
         total = sum((v * normal(k, *v.shape)).sum() for k, v in enumerate(sum(pairs, ())))
         found.append(torch.autograd.grad(total, leaves_of(x, y, t)))
     for a, b in zip(*found, strict=True):
@@ -91,7 +91,7 @@ def test_both_sides_are_twice_differentiable(kind: str, monkeypatch: pytest.Monk
     leaves = leaves_of(x, y, t)
 
     def function(*_: Tensor) -> tuple[Tensor, ...]:
-        return sum(ops.sums_of_both(x, y, t, count), ())
+        return sum(ops.sums_of([x, y], t, count), ())
 
     assert gradcheck(function, leaves)
     assert gradgradcheck(function, leaves)
@@ -102,8 +102,8 @@ def test_both_sides_are_twice_differentiable(kind: str, monkeypatch: pytest.Monk
 def test_a_single_sum_is_enough(kind: str, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(kind, monkeypatch)
     x, y, t, _ = problem(kind)
-    together = sum(ops.sums_of_both(x, y, t), ())[used].sum()
-    alone = ops.sums_of((x, y)[used // 2], t)[used % 2].sum()
+    together = sum(ops.sums_of([x, y], t), ())[used].sum()
+    alone = ops.sums_of([(x, y)[used // 2]], t)[0][used % 2].sum()
     leaf = (x, y)[used // 2].x
     for a, b in zip(
         torch.autograd.grad(together, (leaf, t)), torch.autograd.grad(alone, (leaf, t)), strict=True

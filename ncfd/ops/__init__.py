@@ -7,18 +7,17 @@ the cosine of a phase.
 
 from ncfd.ops._budget import BUDGET
 from ncfd.ops._fused import use_triton
-from ncfd.ops._operator import sums
 from ncfd.ops._pairs import kernel_sums
 from ncfd.ops._phases import features
-from ncfd.ops._sides import Side, sums_of, sums_of_both
+from ncfd.ops._sums import Pair, Side, sums, sums_of
 
 __all__ = [
     "BUDGET",
+    "Pair",
     "Side",
     "features",
     "kernel_sums",
     "sums",
     "sums_of",
-    "sums_of_both",
     "use_triton",
 ]

@@ -96,16 +96,12 @@ def kernels() -> ModuleType:
     return importlib.import_module("ncfd.ops._triton")
 
 
-def is_on() -> bool:
-    """Whether the kernels are switched on at all."""
-    return _products is not None
-
-
 def takes(x: Tensor, t: Tensor, groups: Tensor | None) -> bool:
     """Whether the Triton kernels make these sums: the one place that chooses."""
     return (
         _products is not None
         and groups is None
+        and type(x) in (Tensor, torch.nn.Parameter)  # a tracer's tensors have no memory
         and x.dtype == torch.float32
         and x.shape[0] == 1  # one problem; a batch of them is many small ones
         and 0 < x.shape[2] <= MAX_DIM
@@ -113,6 +109,30 @@ def takes(x: Tensor, t: Tensor, groups: Tensor | None) -> bool:
         and t.shape[1] > 0
         and x.device.type == _device
     )
+
+
+def forward(x: Tensor, t: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``_phases.forward`` by the kernels."""
+    sums: tuple[Tensor, Tensor] = kernels().sums(x, t, w, precision())
+    return sums
+
+
+def backward(
+    grad_cos: Tensor,
+    grad_sin: Tensor,
+    x: Tensor,
+    t: Tensor,
+    w: Tensor | None,
+    needs: tuple[bool, bool, bool],
+    grad_t: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``_phases.backward`` by the kernels; ``needs`` are those of x, t and w."""
+    found: tuple[Tensor, Tensor, Tensor] = kernels().gradients(
+        grad_cos, grad_sin, x, t, w, *needs, precision()
+    )
+    if grad_t is not None and needs[1]:
+        found = found[0], grad_t.add_(found[1]), found[2]
+    return found
 
 
 def precision() -> str:

@@ -1,6 +1,6 @@
 """The custom operator ``ncfd::cf_sums``: its fake, autograd, second-order and vmap rules.
 
-Eager PyTorch, ``torch.compile``, ``torch.export`` and ``torch.func`` all see one opaque operator,
+``torch.compile`` and ``torch.export`` see one opaque operator, ``torch.func`` a Function round it,
 so the phases are formed the same way everywhere: once, in float32 or better, autocast or not.
 """
 
@@ -12,63 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncfd.ops import _fused, _phases
+from ncfd.ops import _phases
 
 
 def sums(
     x: Tensor,
     t: Tensor,
-    weights: Tensor | None = None,
-    groups: Tensor | None = None,
-    num_groups: int = 1,
-    chunk_size: int | None = None,
+    weights: Tensor | None,
+    groups: Tensor | None,
+    num_groups: int,
+    chunk: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``(Σ_n w_n cos⟨t, x_n⟩, Σ_n w_n sin⟨t, x_n⟩)`` for each group, each ``(B, G, F)``.
-
-    Args:
-        x: samples ``(B, N, D)``, float32 or float64.
-        t: frequencies ``(1, F, D)`` shared by all batches, or ``(B, F, D)``; dtype of ``x``.
-        weights: ``(B, N)`` or None for ones; dtype of ``x``.
-        groups: labels ``(B, N)``, int64 in ``[0, num_groups)``, or None for one group.
-        num_groups: G.
-        chunk_size: rows whose phases are held at once; None chooses by ``BUDGET``, and keeps all
-            phases for the backward when the budget holds them.
-
-    Differentiable twice in ``x``, ``t`` and ``weights``.
-    """
-    wants_grad = _wants_grad(x, t, weights)
-    fused = _fused.takes(x, t, groups)
-    keep = chunk_size is None and wants_grad and not fused and _phases.keeps_phases(x, t)
-    if torch.compiler.is_compiling() and _TRACES_DEPTH and _graph_transforms():
-        # Dynamo refuses the Function and torch.func the operator: plain operations for both.
-        return _plain_sums(x, t, weights, groups, num_groups)
-    # Three doors to the same rules. Graphs take the operator (dynamo refuses a Function whose
-    # backward is another one); torch.func takes the composable Function (it refuses an operator
-    # with registered autograd); plain eager code takes the short way, with
-    # about half the overhead on small inputs. Triton's kernels are reached through operators only:
-    # a tracer's tensors have no memory to give them.
-    apply: Callable[..., tuple[Any, ...]]
-    if torch.compiler.is_compiling():
-        apply = cf_sums
-    elif transforming():
-        apply = _Sums.apply
-    elif fused:
-        apply = cf_sums
-    elif wants_grad:
-        apply = _EagerSums.apply
+    """The sums in a graph or under ``torch.func``: ``_sums`` says which way is whose."""
+    if not torch.compiler.is_compiling():
+        cos_sum, sin_sum, _ = _Sums.apply(x, t, weights, groups, num_groups, chunk, keep)
+    elif _TRACES_DEPTH and _graph_transforms():
+        cos_sum, sin_sum = _plain_sums(x, t, weights, groups, num_groups)
     else:
-        apply = _phases.forward
-    cos_sum, sin_sum = apply(x, t, weights, groups, num_groups, chunk_size or 0, keep)[:2]
+        cos_sum, sin_sum, _ = cf_sums(x, t, weights, groups, num_groups, chunk, keep)
     return cos_sum, sin_sum
-
-
-def _wants_grad(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
-
-
-def takes_short_way(*inputs: Tensor | None) -> bool:
-    """Whether a gradient is wanted in plain eager code: no graph, no ``torch.func``."""
-    return not torch.compiler.is_compiling() and not transforming() and _wants_grad(*inputs)
 
 
 def transforming() -> bool:
@@ -233,8 +196,6 @@ def _backward_sums(
         apply = cf_sums_backward
     elif torch.is_grad_enabled() or batched:
         apply = _SumsBackward.apply
-    elif kept.numel() == 0 and len(pieces) <= 1 and _fused.takes(x, t, groups):
-        apply = cf_sums_backward
     else:  # an ordinary backward: nothing above this to differentiate or to transform
         apply = _phases.backward
         kept = [piece for piece in pieces if piece.numel() > 0]
@@ -417,20 +378,6 @@ class _SumsBackward(torch.autograd.Function):
     setup_context = staticmethod(_setup_backward)
     backward = staticmethod(_backward_backward)
     vmap = staticmethod(_cf_sums_backward_vmap)
-
-
-class _EagerSums(torch.autograd.Function):
-    """``_Sums`` without the dispatcher and without composability: what a training loop runs."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        cos_sum, sin_sum, kept = _phases.forward(*args)
-        x, t, weights, groups, _, chunk, _ = args
-        ctx.save_for_backward(x, t, weights, groups, *kept)
-        _setup_rest(ctx, chunk, cos_sum)
-        return cos_sum, sin_sum
-
-    backward = staticmethod(_backward_sums)
 
 
 # The operators carry the same autograd rules, for compiled and exported graphs.

@@ -3,17 +3,30 @@
 Letters: B batch (folded), N samples, D features, F frequencies, G groups. Every kernel takes
 ``x (B, N, D)``, ``t (1 or B, F, D)``, ``w (B, N) | None``, ``groups (B, N) int64 | None``, all
 floating tensors of one dtype (float32 or float64), and runs without autograd.
+
+A block of phases θ ``(b, n, F)`` is held as something else where that is cheaper: on a CPU as
+``u = tan(θ/2)``, since
+
+    sin θ = u / (½ + ½u²)        cos θ = 1 - u sin θ
+
+make one transcendental function serve cosine and sine of the forward pass and the slope of the
+backward pass; each of them costs as much as ten multiplications. On an accelerator, where every
+operation is a trip to memory, θ itself is held and the cosine taken three times.
+
+Both are accurate to rounding everywhere: near θ = π, where u is large, an error in u turns the
+point by ``2 du / (1 + u²)``, less than u's relative error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ncfd.ops import _circle, _fused
+from ncfd.ops import _fused
 from ncfd.ops._budget import BUDGET, SMALL_DIM
 
 # Rows that may be added one after the other in float32: 1e3 terms lose about 1e-7 of a mean.
@@ -24,8 +37,10 @@ _INDICATOR_GROUPS = 64
 Block = tuple[slice, slice]
 
 
-def keeps_phases(x: Tensor, t: Tensor) -> bool:
+def keeps_phases(x: Tensor, t: Tensor, groups: Tensor | None) -> bool:
     """Whether the backward reuses the forward's phases: if the budget holds them."""
+    if _fused.takes(x, t, groups):  # and never stores a phase
+        return False
     return x.shape[0] * x.shape[1] * t.shape[1] * x.element_size() <= BUDGET["kept"]
 
 
@@ -79,6 +94,107 @@ def _places(kept: Sequence[Tensor], x: Tensor) -> Iterator[Block]:
             b, n = b + count, 0
 
 
+#: Adds the rows of a block: ``(b, n, F) -> (b, G, F)``.
+Reduce = Callable[[Tensor], Tensor]
+
+
+class Circle(Protocol):
+    """What a form has to offer. ``held`` is never changed; ``spare`` may be overwritten."""
+
+    #: The product ``⟨t, x⟩`` is formed with this factor.
+    factor: float
+
+    def enter(self, theta: Tensor) -> None:
+        """Turn ``factor · θ`` into what is held, in place."""
+
+    def sums(
+        self, held: Tensor, reduce: Reduce, count: Tensor | int, spare: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``(Σ w cos θ, Σ w sin θ)``, each ``(b, G, F)``; ``count`` is ``Σ w``."""
+
+    def prepare(self, grad_cos: Tensor, grad_sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Two ``(B, G, F)`` for ``slopes``, from ``a`` and ``b``, the gradients of the sums."""
+
+    def slopes(self, held: Tensor, first: Tensor, second: Tensor, out: Tensor | None) -> Tensor:
+        """``b cos θ - a sin θ``, the gradient for θ, with what was prepared at each row."""
+
+    def slopes_of_weights(self, held: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """``Σ_f (a cos θ + b sin θ)``, the gradient for the weights, ``(b, n)``."""
+
+
+def _one_plus_square(u: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.addcmul(u.new_ones(()), u, u, out=out)
+
+
+class HalfTangent:
+    """Holds ``u = tan(θ/2)``."""
+
+    factor = 0.5
+
+    def enter(self, theta: Tensor) -> None:
+        theta.tan_()
+
+    def sums(
+        self, held: Tensor, reduce: Reduce, count: Tensor | int, spare: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        sine = torch.addcmul(held.new_full((), 0.5), held, held, value=0.5, out=spare)
+        torch.div(held, sine, out=sine)
+        sin_sum = reduce(sine)
+        return count - reduce(sine.mul_(held)), sin_sum
+
+    def prepare(self, grad_cos: Tensor, grad_sin: Tensor) -> tuple[Tensor, Tensor]:
+        return grad_cos, -grad_sin
+
+    def slopes(self, held: Tensor, first: Tensor, second: Tensor, out: Tensor | None) -> Tensor:
+        # a = first, -b = second; b cos - a sin = -b - 2 (a u - b) / (1 + u²)
+        top = torch.addcmul(second, held, first)
+        out = _one_plus_square(held, out)
+        return torch.addcdiv(second, top, out, value=-2, out=out)
+
+    def slopes_of_weights(self, held: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        # a cos + b sin = 2 (a + b u) / (1 + u²) - a
+        top = torch.addcmul(first, held, second, value=-1)
+        return top.mul_(2).div_(_one_plus_square(held)).sub_(first).sum(2)
+
+
+class Angle:
+    """Holds θ."""
+
+    factor = 1.0
+
+    def enter(self, theta: Tensor) -> None:
+        pass
+
+    def sums(
+        self,
+        held: Tensor,
+        reduce: Reduce,
+        count: Tensor | int,  # noqa: ARG002 - of the protocol
+        spare: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        cosine = torch.cos(held, out=spare)
+        cos_sum = reduce(cosine)
+        return cos_sum, reduce(torch.sin(held, out=cosine))
+
+    def prepare(self, grad_cos: Tensor, grad_sin: Tensor) -> tuple[Tensor, Tensor]:
+        # a = R sin δ and b = R cos δ: the slope is R cos(θ + δ), one cosine instead of two.
+        return torch.hypot(grad_cos, grad_sin), torch.atan2(grad_cos, grad_sin)
+
+    def slopes(self, held: Tensor, first: Tensor, second: Tensor, out: Tensor | None) -> Tensor:
+        return torch.add(held, second, out=out).cos_().mul_(first)
+
+    def slopes_of_weights(self, held: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return (held + second).sin_().mul_(first).sum(2)
+
+
+_HALF_TANGENT, _ANGLE = HalfTangent(), Angle()
+
+
+def circle(device: torch.device) -> Circle:
+    """The form for tensors on ``device``."""
+    return _HALF_TANGENT if device.type == "cpu" else _ANGLE
+
+
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     # Under autocast the product would run in half precision: phases would be 0.2 % wrong.
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
@@ -86,7 +202,7 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _hold(x: Tensor, t: Tensor, form: _circle.Circle, out: Tensor | None = None) -> Tensor:
+def _hold(x: Tensor, t: Tensor, form: Circle, out: Tensor | None = None) -> Tensor:
     """Phases ``⟨t, x⟩`` in the given form: ``x (b, n, D)``, ``t (1 or b, F, D)`` -> (b, n, F)."""
     b, n, dim = x.shape
     # With beta = 0 the first argument only lends its memory or its shape.
@@ -112,7 +228,7 @@ def features(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cos(theta), torch.sin(theta)
 
 
-def _reducer(x: Tensor, w: Tensor | None, groups: Tensor | None, num_groups: int) -> _circle.Reduce:
+def _reducer(x: Tensor, w: Tensor | None, groups: Tensor | None, num_groups: int) -> Reduce:
     """Weighted group sums of one block: a function of values ``(b, n, F)`` -> ``(b, G, F)``."""
     b, n, _ = x.shape
     on_cpu = x.device.type == "cpu"
@@ -150,7 +266,7 @@ def _block_sums(
     w: Tensor | None,
     groups: Tensor | None,
     num_groups: int,
-    form: _circle.Circle,
+    form: Circle,
     spare: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     reduce = _reducer(held, w, groups, num_groups)
@@ -177,8 +293,8 @@ def forward(
     batch, rows, _ = x.shape
     num_freqs = t.shape[1]
     if not keep and _fused.takes(x, t, groups):
-        return *_fused.kernels().sums(x, t, w, _fused.precision()), []
-    form = _circle.circle(x.device)
+        return *_fused.forward(x, t, w), []
+    form = circle(x.device)
     limit = _block_rows(x, t, chunk)
     if w is not None or groups is not None:
         # Products and scattered additions sum a block's rows one after the other in float32 (plain
@@ -238,14 +354,12 @@ def backward(
     ``kept`` is what ``forward`` returned; empty to form the phases again. ``grad_t`` is an earlier
     result for the same ``t``, to be added to in place. That for ``t`` may be transposed in memory.
     """
-    if len(kept) == 0 and grad_t is None and _fused.takes(x, t, groups):
-        fused: tuple[Tensor, Tensor, Tensor] = _fused.kernels().gradients(
-            grad_cos, grad_sin, x, t, w, need_x, need_t, need_w, _fused.precision()
-        )
-        return fused
+    if len(kept) == 0 and _fused.takes(x, t, groups):
+        needs = need_x, need_t, need_w
+        return _fused.backward(grad_cos, grad_sin, x, t, w, needs, grad_t)
     batch, rows, dim = x.shape
     num_freqs, shared = t.shape[1], t.shape[0] == 1
-    form = _circle.circle(x.device)
+    form = circle(x.device)
     prepared = form.prepare(grad_cos, grad_sin)  # twice (B, G, F)
     limit = _block_rows(x, t, chunk)
     # A product (D, n)(n, F) is a fifth faster than its transpose while D is small.
@@ -320,7 +434,7 @@ def _block_slopes(
     w: Tensor | None,
     groups: Tensor | None,
     need_w: bool,
-    form: _circle.Circle,
+    form: Circle,
     spare: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``w (b cos θ - a sin θ)``, (b, n, F), and the gradient of the weights (empty if not needed).

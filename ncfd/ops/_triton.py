@@ -2,7 +2,7 @@
 
 A program has a tile of rows of one side (A), and tiles of the other (C) pass by, as in attention.
 Forward: A are frequencies, C samples, and cos and sin are summed over C. Backward: with the slope
-``e = R cos(θ + δ)`` as in ``_circle.Angle``, the gradient for A is ``e C``. Samples as A give
+``e = R cos(θ + δ)`` as in ``_phases.Angle``, the gradient for A is ``e C``. Samples as A give
 ``dx``, frequencies as A give ``dt``: one kernel, called twice, which forms the phases twice and
 stores none.
 
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ncfd.ops import _circle
+from ncfd.ops import _phases
 
 # Aimed at: four for each multiprocessor of a large device. A constant, so that the order of the
 # additions, and with it every bit, is the same on all devices.
@@ -283,7 +283,7 @@ def gradients(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``_phases.backward`` likewise: gradients for x, t and w, empty where not needed."""
-    radius, delta = _circle.Angle().prepare(grad_cos.reshape(-1), grad_sin.reshape(-1))
+    radius, delta = _phases.Angle().prepare(grad_cos.reshape(-1), grad_sin.reshape(-1))
     turns = delta / (2 * torch.pi)
     grad_x = grad_t = grad_w = x.new_empty(0)
     if need_x or need_w:
