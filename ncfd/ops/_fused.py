@@ -118,8 +118,7 @@ def forward(x: Tensor, t: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    grad_cos: Tensor,
-    grad_sin: Tensor,
+    grads: tuple[Tensor, Tensor],
     x: Tensor,
     t: Tensor,
     w: Tensor | None,
@@ -127,9 +126,7 @@ def backward(
     grad_t: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``_phases.backward`` by the kernels; ``needs`` are those of x, t and w."""
-    found: tuple[Tensor, Tensor, Tensor] = kernels().gradients(
-        grad_cos, grad_sin, x, t, w, *needs, precision()
-    )
+    found: tuple[Tensor, Tensor, Tensor] = kernels().gradients(*grads, x, t, w, *needs, precision())
     if grad_t is not None and needs[1]:
         found = found[0], grad_t.add_(found[1]), found[2]
     return found

@@ -6,7 +6,6 @@ so the phases are formed the same way everywhere: once, in float32 or better, au
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,7 +132,7 @@ def cf_sums_backward(
     """Gradients for ``x``, ``t`` and ``weights``; an empty tensor where not needed."""
     pieces = [kept] if kept.numel() > 0 else []
     grad_x, grad_t, grad_w = _phases.backward(
-        grad_cos, grad_sin, x, t, weights, groups, pieces, chunk, need_x, need_t, need_w
+        (grad_cos, grad_sin), (x, t, weights, groups), pieces, chunk, (need_x, need_t, need_w)
     )
     # What is not needed may be one empty tensor twice, which an operator must not return.
     return (
@@ -189,19 +188,20 @@ def _backward_sums(
     grad_cos = x.new_zeros(ctx.sums_shape) if grad_cos is None else grad_cos
     grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
     need_x, need_t, need_w = ctx.needs_input_grad[:3]
-    apply: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    # The operator takes the phases in one piece, or forms them again.
-    kept = pieces[0] if len(pieces) == 1 else x.new_empty(0)
-    if torch.compiler.is_compiling():
-        apply = cf_sums_backward
-    elif torch.is_grad_enabled() or batched:
-        apply = _SumsBackward.apply
+    needs = need_x, need_t, need_w
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or batched:
+        way = cf_sums_backward if torch.compiler.is_compiling() else _SumsBackward.apply
+        # In one piece, or formed again.
+        kept = pieces[0] if len(pieces) == 1 else x.new_empty(0)
+        grad_x, grad_t, grad_w = way(
+            grad_cos, grad_sin, x, t, weights, groups, kept, ctx.chunk, *needs
+        )
     else:  # an ordinary backward: nothing above this to differentiate or to transform
-        apply = _phases.backward
         kept = [piece for piece in pieces if piece.numel() > 0]
-    grad_x, grad_t, grad_w = apply(
-        grad_cos, grad_sin, x, t, weights, groups, kept, ctx.chunk, need_x, need_t, need_w
-    )
+        side = x, t, weights, groups
+        grad_x, grad_t, grad_w = _phases.backward(
+            (grad_cos, grad_sin), side, kept, ctx.chunk, needs
+        )
     return (
         grad_x if need_x else None,
         grad_t.contiguous() if need_t else None,

@@ -35,6 +35,8 @@ _SEQUENTIAL_ROWS = 1024
 _INDICATOR_GROUPS = 64
 
 Block = tuple[slice, slice]
+#: Samples (B, N, D), frequencies (1 or B, F, D), weights and labels (B, N) or None.
+Folded = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def keeps_phases(x: Tensor, t: Tensor, groups: Tensor | None) -> bool:
@@ -334,17 +336,11 @@ def forward(
 
 
 def backward(
-    grad_cos: Tensor,
-    grad_sin: Tensor,
-    x: Tensor,
-    t: Tensor,
-    w: Tensor | None,
-    groups: Tensor | None,
+    grads: tuple[Tensor, Tensor],
+    side: Folded,
     kept: Sequence[Tensor],
     chunk: int,
-    need_x: bool,
-    need_t: bool,
-    need_w: bool,
+    needs: tuple[bool, bool, bool],
     grad_t: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the sums for ``x``, ``t``, ``w`` (empty where not needed).
@@ -354,13 +350,14 @@ def backward(
     ``kept`` is what ``forward`` returned; empty to form the phases again. ``grad_t`` is an earlier
     result for the same ``t``, to be added to in place. That for ``t`` may be transposed in memory.
     """
+    x, t, w, groups = side
     if len(kept) == 0 and _fused.takes(x, t, groups):
-        needs = need_x, need_t, need_w
-        return _fused.backward(grad_cos, grad_sin, x, t, w, needs, grad_t)
+        return _fused.backward(grads, x, t, w, needs, grad_t)
     batch, rows, dim = x.shape
     num_freqs, shared = t.shape[1], t.shape[0] == 1
+    need_x, need_t, need_w = needs
     form = circle(x.device)
-    prepared = form.prepare(grad_cos, grad_sin)  # twice (B, G, F)
+    prepared = form.prepare(*grads)  # twice (B, G, F)
     limit = _block_rows(x, t, chunk)
     # A product (D, n)(n, F) is a fifth faster than its transpose while D is small.
     turn = shared and x.device.type == "cpu" and dim < SMALL_DIM
@@ -373,14 +370,8 @@ def backward(
         if batch * rows <= limit and len(kept) <= 1:
             held = kept[0] if kept else _hold(x, t, form)
             slopes, grad_w = _block_slopes(held, prepared, w, groups, need_w, form)
-            flat, flat_x = slopes.view(-1, num_freqs), x.reshape(-1, dim)
-            grad_x = x.new_empty(0)
-            if need_x:
-                grad_x = torch.mm(flat, t[0]).view_as(x) if shared else torch.bmm(slopes, t)
-            if need_t and shared:
-                _add_product(grad_t[0], flat, flat_x, turn, filled)
-            elif need_t:
-                torch.baddbmm(grad_t, slopes.transpose(1, 2), x, beta=int(filled), out=grad_t)
+            into_t = grad_t if need_t else None
+            grad_x = _whole_gradients(slopes, x, t, need_x, into_t, turn, filled)
             return grad_x, grad_t, grad_w
 
         grad_x = x.new_empty(x.shape if need_x else (0,))
@@ -402,22 +393,69 @@ def backward(
                 slopes, slopes_w = _block_slopes(held, here, wb, gb, need_w, form, spare)
                 if need_w:
                     grad_w[pb, pn][b, n] = slopes_w
+                into_x = grad_x[pb, pn][b, n] if need_x else None
                 if shared:
-                    flat = slopes.view(-1, num_freqs)
-                    if need_x:
-                        torch.mm(flat, t[0], out=grad_x[pb, pn][b, n].view(-1, dim))
-                    if need_t:
-                        _add_product(grad_t[0], flat, xb.reshape(-1, dim), turn, filled)
-                        filled = True
+                    _add_shared(slopes, xb, t, into_x, grad_t if need_t else None, turn, filled)
+                    filled = True
                 else:
-                    if need_x:
-                        grad_x[pb, pn][b, n] = torch.bmm(slopes, tb)
-                    if need_t:
-                        partial = torch.bmm(slopes.transpose(1, 2), xb)
-                        into = grad_t[pb][b]
-                        fresh = not filled and pn.start + n.start == 0
-                        into.copy_(partial if fresh else into + partial)
+                    fresh = not filled and pn.start + n.start == 0
+                    _add_own(slopes, xb, tb, into_x, grad_t[pb][b] if need_t else None, fresh)
     return grad_x, grad_t, grad_w
+
+
+def _whole_gradients(
+    slopes: Tensor,
+    x: Tensor,
+    t: Tensor,
+    need_x: bool,
+    into_t: Tensor | None,
+    turn: bool,
+    filled: bool,
+) -> Tensor:
+    """The gradient for x of all rows at once; that for t is added to ``into_t``, or written."""
+    flat, flat_x = slopes.view(-1, t.shape[1]), x.reshape(-1, x.shape[2])
+    shared = t.shape[0] == 1
+    grad_x = x.new_empty(0)
+    if need_x:
+        grad_x = torch.mm(flat, t[0]).view_as(x) if shared else torch.bmm(slopes, t)
+    if into_t is not None and shared:
+        _add_product(into_t[0], flat, flat_x, turn, filled)
+    elif into_t is not None:
+        torch.baddbmm(into_t, slopes.transpose(1, 2), x, beta=int(filled), out=into_t)
+    return grad_x
+
+
+def _add_shared(
+    slopes: Tensor,
+    x: Tensor,
+    t: Tensor,
+    into_x: Tensor | None,
+    into_t: Tensor | None,
+    turn: bool,
+    filled: bool,
+) -> None:
+    """A block's gradients under frequencies ``(1, F, D)`` that all batch entries share."""
+    flat = slopes.view(-1, t.shape[1])
+    if into_x is not None:
+        torch.mm(flat, t[0], out=into_x.view(-1, x.shape[2]))
+    if into_t is not None:
+        _add_product(into_t[0], flat, x.reshape(-1, x.shape[2]), turn, filled)
+
+
+def _add_own(
+    slopes: Tensor,
+    x: Tensor,
+    t: Tensor,
+    into_x: Tensor | None,
+    into_t: Tensor | None,
+    fresh: bool,
+) -> None:
+    """A block's gradients under frequencies ``(b, F, D)`` of its own."""
+    if into_x is not None:
+        into_x.copy_(torch.bmm(slopes, t))
+    if into_t is not None:
+        partial = torch.bmm(slopes.transpose(1, 2), x)
+        into_t.copy_(partial if fresh else into_t + partial)
 
 
 def _add_product(into: Tensor, slopes: Tensor, x: Tensor, turn: bool, filled: bool) -> None:

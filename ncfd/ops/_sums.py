@@ -30,8 +30,6 @@ from ncfd.ops._budget import BUDGET
 #: Σ cos and Σ sin, each ``(*, F)`` or, with groups, ``(G, F)``.
 Pair = tuple[Tensor, Tensor]
 
-_Folded = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-
 
 class Side(NamedTuple):
     """Samples ``(*, N, D)`` with weights ``(*, N)`` and labels ``(N,)``, or None for either.
@@ -112,7 +110,7 @@ def _shape(side: Side, t: Tensor, num_groups: int | None) -> tuple[int, ...]:
     return (*batch, t.shape[-2])
 
 
-def _folded(side: Side, t: Tensor) -> _Folded:
+def _folded(side: Side, t: Tensor) -> _phases.Folded:
     """``x (B, N, D)``, ``t (1 or B, F, D)``, weights and labels ``(B, N)``."""
     x, weights, groups = side
     return (
@@ -170,11 +168,9 @@ class _EagerSums(torch.autograd.Function):
             pair = grads[2 * k : 2 * k + 2]
             if (pair[0] is None and pair[1] is None) or not any(wanted):
                 continue
-            x3, t3, w2, g2 = _folded(side, t)
-            both = _folded_grads(pair, x3, t3, num_groups)
-            grad_x, grad_t, grad_w = _phases.backward(
-                *both, x3, t3, w2, g2, pieces, chunk, *wanted, grad_t=grad_t
-            )
+            folded = _folded(side, t)
+            both = _folded_grads(pair, *folded[:2], num_groups)
+            grad_x, grad_t, grad_w = _phases.backward(both, folded, pieces, chunk, wanted, grad_t)
             _put(found, place, side, wanted, grad_x, grad_w)
         if needs[0] and grad_t is not None:
             found[0] = grad_t.contiguous().view(t.shape)
