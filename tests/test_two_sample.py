@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ncfd import two_sample
 from ncfd.functional import characteristic_function, ncfd_loss
-from ncfd.two_sample import TwoSampleTestResult, two_sample_test
+from ncfd.two_sample import TwoSampleTestResult, _sums, two_sample_test
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -139,7 +138,7 @@ def test_permutations_are_what_a_loop_would_give(N: int, M: int, shift: float) -
 def test_blocks_of_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(0, 70, 3).double(), normal(1, 50, 3).double()
     whole = two_sample_test(x, y, n_permutations=99, seed=1)
-    monkeypatch.setattr(two_sample, "_BLOCK_BYTES", 5000)
+    monkeypatch.setattr(_sums, "BLOCK_BYTES", 5000)
     pieces = two_sample_test(x, y, n_permutations=99, seed=1)
     assert whole.pvalue == pieces.pvalue
     assert math.isclose(whole.statistic, pieces.statistic, rel_tol=1e-9)
