@@ -294,6 +294,125 @@ def test_the_reason_with_more_features_than_rows() -> None:
     assert abs(result.direction.norm().item() - 1) < 1e-5
 
 
+# --- units and absurd values --------------------------------------------------------------------
+
+# What float32 holds (subnormals with few digits), and what float64 does.
+UNITS = {
+    torch.float32: (1e-42, 1e-38, 1e-27, 1e21, 5e37),
+    torch.float64: (1e-320, 1e-300, 1e-27, 1e160, 1e305),
+}
+
+
+def spread_apart(dtype: torch.dtype, D: int) -> tuple[Tensor, Tensor]:
+    return normal(0, 70, D).to(dtype), 2 * normal(1, 60, D).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(d, u) for d in UNITS for u in UNITS[d]])
+@pytest.mark.parametrize("test", TESTS)
+def test_the_unit_does_not_matter(test: str, dtype: torch.dtype, unit: float) -> None:
+    digits = 1e-2 if unit in (1e-42, 1e-320) else 1e-3
+    for D in (1, 3) if test in ("permutation", "chi2") else (2,):
+        x, y = spread_apart(dtype, D)
+        expected = two_sample_test(x, y, seed=0, **TESTS[test])
+        result = two_sample_test(x * unit, y * unit, seed=0, **TESTS[test])
+        assert math.isclose(result.pvalue, expected.pvalue, rel_tol=30 * digits)
+        assert math.isclose(result.statistic, expected.statistic, rel_tol=digits)
+        assert math.isclose(result.phase_share, expected.phase_share, abs_tol=digits)
+        assert "p-value" in str(result)
+        if unit != 1e-320:  # beyond float64
+            t = result.frequencies.double() * unit
+            torch.testing.assert_close(t, expected.frequencies.double(), rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(d, u) for d in UNITS for u in UNITS[d][1:]])
+def test_the_value_in_any_unit_is_that_of_a_loop_in_float64(
+    dtype: torch.dtype, unit: float
+) -> None:
+    x, y = spread_apart(dtype, 2)
+    t = normal(2, 6, 2).double()
+    x, y = x * unit, y * unit
+    observed, values = naive_permutation_values(
+        x.double() / unit, y.double() / unit, t, B=59, seed=5
+    )
+    result = two_sample_test(x, y, frequencies=t / unit, n_permutations=59, seed=5)
+    every = np.array([observed, *values])
+    assert math.isclose(result.statistic, (observed - every.mean()) / every.std(), rel_tol=1e-4)
+    assert result.pvalue == (1 + sum(v >= observed - 1e-12 for v in values)) / 60
+    assert math.isclose(result.discrepancy, observed, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("unit", UNITS[torch.float64][1:])
+@pytest.mark.parametrize("law", LAWS)
+def test_chi2_in_one_dimension_is_scipys_in_any_unit(law: str, unit: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = LAWS[law](rng, 80), 1.5 * LAWS[law](rng, 60)
+    expected = scipy.stats.epps_singleton_2samp(x, y)
+    result = two_sample_test(x * unit, y * unit, method="chi2")
+    np.testing.assert_allclose(result.statistic, expected.statistic, rtol=1e-6)
+    np.testing.assert_allclose(result.pvalue, expected.pvalue, rtol=1e-6)
+
+
+def test_the_scale_is_in_the_unit_of_the_samples() -> None:
+    x, y = spread_apart(torch.float32, 2)
+    for options in ({"method": "chi2"}, {"n_permutations": 99}, TESTS["learned permutation"]):
+        expected = two_sample_test(x, y, seed=0, scale=0.7, **options)
+        for unit in (1e-38, 1e30):
+            scaled = two_sample_test(x * unit, y * unit, seed=0, scale=0.7 / unit, **options)
+            assert math.isclose(scaled.statistic, expected.statistic, rel_tol=1e-3)
+
+
+ABSURD = [(torch.float32, v) for v in (1e12, -1e30, 3.4e38)] + [
+    (torch.float64, v) for v in (1e20, -1e200, 1.7e308)
+]
+
+
+@pytest.mark.parametrize(("dtype", "value"), ABSURD)
+@pytest.mark.parametrize("D", [1, 4])
+@pytest.mark.parametrize("test", [*TESTS, "given"])
+def test_one_absurd_value_does_not_blind_the_test(
+    test: str, D: int, dtype: torch.dtype, value: float
+) -> None:
+    x, y = normal(0, 500, D).to(dtype), normal(1, 500, D).to(dtype)
+    y[:, 0] += 0.5 if D == 1 else 1.0
+    options = {"n_permutations": 199, **TESTS.get(test, {})}
+    options["n_permutations"] = 199
+    if test == "given":
+        options["frequencies"] = normal(2, 12, D)
+    plain = two_sample_test(x, y, seed=0, **options)
+    side, row, column = (x, 3, D - 1) if value > 1e15 else (y, 499, 0)
+    side[row, column] = value
+    result = two_sample_test(x, y, seed=0, **options)
+    assert result.pvalue <= 0.005
+    assert result.direction[0] > 0.8  # the sets differ along the first feature, upwards
+    if "learned" not in test:  # one row of a thousand more or less
+        assert abs(result.statistic - plain.statistic) < 0.15 * plain.statistic
+        torch.testing.assert_close(result.amplitude_x, plain.amplitude_x, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("test", ["permutation", "chi2"])
+def test_an_absurd_value_among_ties(test: str) -> None:
+    """Four of five rows are zero: no distance or spread may be the absurd one."""
+    generator = torch.Generator().manual_seed(0)
+    zero = torch.rand(2, 400, 1, generator=generator) < 0.8
+    x, y = torch.randn(2, 400, 2, generator=generator).where(~zero, 0.0)
+    y = y + 2 * (y != 0)
+    plain = two_sample_test(x, y, method=test, n_permutations=199, seed=0)
+    x[7, 1] = 1e15
+    result = two_sample_test(x, y, method=test, n_permutations=199, seed=0)
+    assert max(plain.pvalue, result.pvalue) <= 0.005
+    assert abs(result.statistic - plain.statistic) < 0.15 * plain.statistic
+
+
+def test_absurd_values_without_a_difference_are_none() -> None:
+    R, hits = 100, 0
+    for r in range(R):
+        x, y = normal(2 * r, 60, 2), normal(2 * r + 1, 50, 2)
+        x[0, 1] = 1e30
+        x[1, 0] = -3e12
+        hits += two_sample_test(x, y, seed=r, n_permutations=99, num_frequencies=24).pvalue <= 0.1
+    assert hits <= 0.1 * R + 3.5 * math.sqrt(0.09 * R)
+
+
 # --- the result ---------------------------------------------------------------------------------
 
 

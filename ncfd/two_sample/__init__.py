@@ -19,7 +19,6 @@ from ncfd.two_sample._arguments import (
     check_sizes,
     given_frequencies,
     make_generator,
-    pooled_mean,
     split,
 )
 from ncfd.two_sample._chi2 import chi2
@@ -29,6 +28,7 @@ from ncfd.two_sample._permutation import permutation
 from ncfd.two_sample._reasons import explain
 from ncfd.two_sample._result import TwoSampleTestResult
 from ncfd.two_sample._sums import phi_of_both
+from ncfd.two_sample._unit import in_callers_unit, in_own_unit
 
 __all__ = ["TwoSampleTestResult", "two_sample_test"]
 
@@ -75,6 +75,10 @@ def two_sample_test(
     by a choice of the best J), and only the rest is tested. The rest is independent of the choice,
     so both methods stay as valid as with frequencies given beforehand. It pays where few of many
     features differ; elsewhere the samples it costs are worth more.
+
+    The unit of the samples does not matter, at any magnitude that their dtype holds, and one absurd
+    value (1e20 where a number was missing) is one row like another: the samples are taken less
+    their median, by feature, and over a median of their distances from it.
 
     Args:
         x: samples ``(N, D)`` or ``(N,)``, tensor or array, real, finite. N >= 2; 5 for ``"chi2"``.
@@ -126,7 +130,8 @@ def two_sample_test(
     )
     options = check_options(options, given=frequencies is not None)
     generator, seed = make_generator(seed)
-    x, y = both_sides(x, y)
+    x, y, unit = in_own_unit(*both_sides(x, y))
+    options = options.in_unit(unit)
 
     n_learn, blocks = 0, 1
     if options.learn:
@@ -138,13 +143,9 @@ def two_sample_test(
         t = learn(x_learn, y_learn, options, generator)
     check_sizes(x, y, method)
     if frequencies is not None:
-        t = given_frequencies(frequencies, x)
+        t = given_frequencies(frequencies, x, unit)
     elif not options.learn:
         t, blocks = default_frequencies(x, y, options, generator)
-
-    # A common shift turns both φ alike and changes nothing, but small phases are exact phases.
-    center = pooled_mean(x, y)
-    x, y = x - center, y - center
     phi = phi_of_both(x, y, t)
     if method == "permutation":
         found = permutation(x, y, t, blocks, options.n_permutations, generator)
@@ -160,7 +161,7 @@ def two_sample_test(
         n_permutations=options.n_permutations if method == "permutation" else None,
         degrees_of_freedom=found.degrees_of_freedom,
         null_quantiles=found.null_quantiles,
-        frequencies=t,
+        frequencies=in_callers_unit(t, unit),
         contributions=found.contributions,
         **explain(x, y, t, phi, found, generator),
         seed=seed,

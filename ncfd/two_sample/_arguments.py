@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ncfd import _validation as check
 from ncfd._devices import widest_float
+from ncfd.two_sample._unit import times_power
 
 Samples = Tensor | NDArray[Any]
 
@@ -30,6 +31,12 @@ class Options(NamedTuple):
     num_frequencies: int | None
     scale: float | None
     learn_fraction: float
+
+    def in_unit(self, k: int) -> Options:
+        """For samples over 2^k: the ``scale`` of their frequencies is that much larger."""
+        half = k // 2
+        scale = None if self.scale is None else self.scale * 2.0**half * 2.0 ** (k - half)
+        return self._replace(scale=scale)
 
 
 def check_options(options: Options, given: bool) -> Options:
@@ -122,8 +129,8 @@ def both_sides(x: Samples, y: Samples) -> tuple[Tensor, Tensor]:
     return x.to(dtype), y.to(dtype)
 
 
-def given_frequencies(frequencies: Samples, x: Tensor) -> Tensor:
-    """The caller's frequencies as ``(F, D)``, in the dtype of the samples."""
+def given_frequencies(frequencies: Samples, x: Tensor, k: int) -> Tensor:
+    """The caller's frequencies as ``(F, D)``, for samples over 2^k and in their dtype."""
     t = _as_tensor(frequencies, "frequencies")
     D = x.shape[1]
     if t.ndim == 1 and D == 1:
@@ -135,7 +142,7 @@ def given_frequencies(frequencies: Samples, x: Tensor) -> Tensor:
     check.check_device(t, "frequencies", x.device)
     if not bool(t.isfinite().all()):
         raise ValueError("frequencies must be finite, got NaN or infinite values")
-    return t.to(x.dtype)
+    return times_power(t.to(torch.promote_types(t.dtype, x.dtype)), k).to(x.dtype)
 
 
 def split(
@@ -160,8 +167,3 @@ def check_sizes(x: Tensor, y: Tensor, method: str) -> None:
                 f'{name} must have at least {SMALLEST[method]} samples for method="{method}", '
                 f"got {len(side)}"
             )
-
-
-def pooled_mean(x: Tensor, y: Tensor) -> Tensor:
-    """Mean of all samples, ``(D,)``."""
-    return (x.sum(0) + y.sum(0)) / (len(x) + len(y))

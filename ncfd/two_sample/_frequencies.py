@@ -41,11 +41,12 @@ def median_distance(x: Tensor, y: Tensor, generator: torch.Generator) -> float:
     pooled = torch.cat([x, y])
     if len(pooled) > _MEDIAN_ROWS:
         pooled = pooled[shuffled(len(pooled), generator)[:_MEDIAN_ROWS]]
-    distance = torch.pdist(pooled - pooled.mean(0))
+    distance = torch.pdist(pooled)
     median = distance.median().item()
     if median == 0:  # more than half the pairs are ties
-        median = distance.max().item()
-    return median or 1.0  # all samples equal: any scale says so
+        distance = distance[distance > 0]
+        median = distance.median().item() if len(distance) else 1.0  # all equal: any scale says so
+    return median
 
 
 def _random_frequencies(
@@ -83,9 +84,16 @@ def _sliced_frequencies(
     half_range = 0.5 * (high - low)
     # More than half the samples tied along a direction: a standard deviation instead (times what
     # it is for a normal); and if all are, any scale says so.
-    half_range = torch.where(half_range > 0, half_range, 0.6745 * projected.std(0))
+    half_range = torch.where(half_range > 0, half_range, 0.6745 * _robust_deviation(projected))
     half_range = torch.where(half_range > 0, half_range, 1.0)
     return direction * step / half_range.unsqueeze(1)
+
+
+def _robust_deviation(values: Tensor) -> Tensor:
+    """Standard deviation of each column, without what lies ten typical distances off the median."""
+    values = values - values.median(0).values
+    typical = values.abs().where(values != 0, torch.nan).nanmedian(0).values.nan_to_num()
+    return values.clamp(-10 * typical, 10 * typical).std(0)
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncfd import ops
-from ncfd.two_sample._arguments import Options, pooled_mean
+from ncfd.two_sample._arguments import Options
 from ncfd.two_sample._frequencies import DEFAULT_FREQUENCIES, SCALES, median_distance, normal
 from ncfd.two_sample._sums import moments, pairs_of, unbiased
 
@@ -17,6 +17,7 @@ _LEARN_FREQUENCIES = 128
 _LEARN_STEPS = 60
 _LEARN_RATE = 0.1
 _LEARN_ROWS = 5000
+_LEARN_RANGE = 20.0
 # Added to the covariance, relative to its diagonal: features that nearly repeat each other would
 # otherwise look infinitely telling.
 _RIDGE = 0.01
@@ -32,10 +33,10 @@ def learn(x: Tensor, y: Tensor, options: Options, generator: torch.Generator) ->
     F = options.num_frequencies or (min(5, 2 * x.shape[1]) if choose else DEFAULT_FREQUENCIES)
     scale = options.scale
     unit = scale if scale is not None else 1 / median_distance(x, y, generator)
-    center = pooled_mean(x, y)
     with torch.inference_mode(False), torch.enable_grad():
         # In units of the median distance; the ascent then has one step size for all problems.
-        x, y = ((side[:_LEARN_ROWS] - center) * unit for side in (x, y))
+        # One value far out would have all the slope.
+        x, y = ((side[:_LEARN_ROWS] * unit).clamp(-_LEARN_RANGE, _LEARN_RANGE) for side in (x, y))
         noise = normal(_LEARN_FREQUENCIES, x, generator)
         start = max(SCALES, key=lambda s: _signal_to_noise(x, y, s * noise).item())
         log_scale = x.new_full((x.shape[1],), start).log().requires_grad_()

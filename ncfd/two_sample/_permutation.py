@@ -20,8 +20,9 @@ def permutation(
 ) -> Finding:
     """Exact test by re-assigning the samples: 0/1 labels times the features.
 
-    With features less their pooled mean p, the labelled rows sum to S and the others to -S. So one
-    sum gives both sides, ``φ_1 = p + S/m``, ``φ_2 = p - S/(n-m)``, without cancellation.
+    With features less their pooled mean p, the labelled rows sum to S and all to R, which is
+    rounding. So one sum gives both sides, ``φ_1 = p + S/m``, ``φ_2 = p + (R - S)/(n-m)``, without
+    cancellation.
     """
     z = torch.cat([x, y])
     n, F = len(z), len(t)
@@ -70,23 +71,25 @@ def permutation(
 
 def _discrepancies(z: Tensor, t: Tensor, pooled: _sums.Phi, labels: Tensor, small: int) -> Tensor:
     """Unbiased, of the ``small`` labelled rows and the others: labels ``(b, n)`` -> ``(b, F)``."""
-    cos, sin = _labelled_sums(z, t, pooled, labels)
-    rest = len(z) - small
-    one = pooled[0] + cos / small, pooled[1] + sin / small
-    two = pooled[0] - cos / rest, pooled[1] - sin / rest
+    F, rest = len(t), len(z) - small
+    sums = _labelled_sums(z, t, pooled, labels)
+    others = sums[-1] - sums[:-1]
+    one, two = (
+        (pooled[0] + part[:, :F] / size, pooled[1] + part[:, F:] / size)
+        for part, size in ((sums[:-1], small), (others, rest))
+    )
     return _sums.unbiased(one, two, small, rest)
 
 
-def _labelled_sums(
-    z: Tensor, t: Tensor, pooled: _sums.Phi, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Σ over the labelled rows of cos - p and sin - p: labels ``(b, n)`` -> two ``(b, F)``."""
+def _labelled_sums(z: Tensor, t: Tensor, pooled: _sums.Phi, labels: Tensor) -> Tensor:
+    """Σ over the labelled rows of cos - p and sin - p, and over all: ``(b, n)`` -> (b + 1, 2F)."""
     b, F = len(labels), len(t)
-    sums = torch.zeros(b, 2 * F, dtype=widest_float(z.device), device=z.device)
+    sums = torch.zeros(b + 1, 2 * F, dtype=widest_float(z.device), device=z.device)
     rows = max(1, _sums.BLOCK_BYTES // (z.element_size() * max(4 * F, b)))
     with torch.autocast(z.device.type, enabled=False):
         for first in range(0, len(z), rows):
             cos, sin = ops.features(z[first : first + rows], t)
             features = torch.cat([cos - pooled[0], sin - pooled[1]], 1)  # (rows, 2F)
-            sums += labels[:, first : first + rows].to(z) @ features
-    return sums[:, :F], sums[:, F:]
+            sums[:b] += labels[:, first : first + rows].to(z) @ features
+            sums[b] += features.sum(0)
+    return sums

@@ -52,10 +52,15 @@ def _witness_axis(
     values, axes = torch.linalg.eigh(gradient @ gradient.T if wide else gradient.T @ gradient)
     main = gradient.T @ axes[:, -1] if wide else axes[:, -1]
     axis = torch.nn.functional.normalize(main, dim=0).to(x.device, x.dtype)
-    if (y.mean(0) - x.mean(0)) @ axis < 0:
+    if _step(x @ axis, y @ axis) < 0:
         axis = -axis
     total = values.sum().item()
     return axis, values[-1].item() / total if total > 0 else 1.0 / x.shape[1]
+
+
+def _step(x: Tensor, y: Tensor) -> float:
+    """How far y lies beyond x, by a center that no single value moves; by the mean between ties."""
+    return (y.median() - x.median()).item() or (y.mean() - x.mean()).item()
 
 
 def explain(

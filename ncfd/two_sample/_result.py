@@ -5,9 +5,9 @@ Letters: N and M samples, D features, F frequencies, B permutations.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 __all__ = ["TwoSampleTestResult"]
@@ -31,7 +31,8 @@ class TwoSampleTestResult:
         n_permutations: B, or None for ``"chi2"``.
         degrees_of_freedom: of the χ² distribution, or None for ``"permutation"``.
         null_quantiles: quantiles of the statistic under the hypothesis: level -> value.
-        frequencies: ``(F, D)``, in radians per unit of the samples.
+        frequencies: ``(F, D)``, in radians per unit of the samples; in float64 where float32 does
+            not hold them, infinite where float64 does not.
         contributions: ``(F,)``, the evidence of each frequency alone. ``"permutation"``: standard
             deviations above the mean, as ``statistic``. ``"chi2"``: χ² with 2 degrees of freedom.
         amplitude_x: ``|φx|``, ``(F,)``.
@@ -46,6 +47,7 @@ class TwoSampleTestResult:
         seed: the seed that repeats this result.
 
     Example:
+        >>> import torch
         >>> from ncfd import two_sample_test
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         >>> result = two_sample_test(x, x[:100] + torch.tensor([1.0, 0.0]), seed=0)
@@ -112,9 +114,9 @@ class TwoSampleTestResult:
         lines.append("  strongest frequencies:")
         lines.append("     |t|   wavelength   |φx|    |φy|   phase gap   evidence")
         for i in self.top().tolist():
-            norm = self.frequencies[i].norm().item()
+            norm = math.hypot(*self.frequencies[i].tolist())  # whose squares may overflow
             lines.append(
-                f"  {norm:8.3g} {2 * torch.pi / max(norm, 1e-30):10.3g} "
+                f"  {norm:8.3g} {2 * math.pi / norm if norm else math.inf:10.3g} "
                 f"{self.amplitude_x[i]:8.3f} {self.amplitude_y[i]:7.3f} "
                 f"{self.phase_gap[i]:+10.3f} {self.contributions[i]:10.3g}"
             )
