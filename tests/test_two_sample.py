@@ -488,6 +488,72 @@ def test_inputs_may_be_tensors_or_arrays_of_any_real_kind() -> None:
     assert flat.statistic == column.statistic
 
 
+class Frame:
+    """What pandas, polars, xarray and others offer to NumPy."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.asarray(self.values, dtype)
+
+
+def test_whatever_numpy_makes_numeric_is_taken() -> None:
+    x, y = normal(0, 40, 2).double(), normal(1, 30, 2).double()
+    expected = two_sample_test(x, y, seed=0)
+    wide = x.numpy().astype(np.longdouble)
+    for a, b in (
+        (x.tolist(), y.tolist()),
+        (Frame(x.numpy()), Frame(y.numpy())),
+        (list(x.numpy()), tuple(y)),
+        (wide, y),
+    ):
+        result = two_sample_test(a, b, seed=0)
+        assert (result.pvalue, result.statistic) == (expected.pvalue, expected.statistic)
+    by_list = two_sample_test(x, y, frequencies=[[0.5, 1.0], [1.0, -2]], seed=0)
+    assert by_list.frequencies.tolist() == [[0.5, 1.0], [1.0, -2.0]]
+    counts = two_sample_test(range(20), [True, False] * 10, n_permutations=9, seed=0)
+    assert counts.frequencies.dtype == torch.float64
+
+
+def test_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = normal(0, 40, 2).double(), normal(1, 30, 2).double()
+    expected = two_sample_test(x, y, seed=0)
+    frames = [pandas.DataFrame(side.numpy(), columns=["a", "b"]) for side in (x, y)]
+    assert two_sample_test(*frames, seed=0).statistic == expected.statistic
+    column = two_sample_test(*(frame["a"] for frame in frames), seed=0)
+    assert column.statistic == two_sample_test(x[:, 0], y[:, 0], seed=0).statistic
+    frames[0]["name"] = "text"
+    with pytest.raises(TypeError, match=r"x must hold real numbers, got DataFrame.*to_numpy"):
+        two_sample_test(*frames, seed=0)
+
+
+@pytest.mark.parametrize("hidden", [1e20, -999.0, np.nan, np.inf])
+@pytest.mark.parametrize("method", ["permutation", "chi2"])
+def test_what_is_under_a_mask_counts_as_absent(method: str, hidden: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 2)), rng.normal(size=(80, 2))
+    mask = rng.random((80, 2)) < 0.2
+    y[mask] = hidden
+    valid = ~mask.any(1)
+    expected = two_sample_test(x, y[valid], method=method, seed=0)
+    masked = np.ma.array(y, mask=mask)
+    result = two_sample_test(x, masked, method=method, seed=0)
+    assert result.n_y == valid.sum()
+    assert (result.pvalue, result.statistic) == (expected.pvalue, expected.statistic)
+    rows = two_sample_test(x, list(masked), method=method, seed=0)
+    assert rows.statistic == expected.statistic
+    # One column, as an array and as a list of numbers and masks.
+    one = two_sample_test(x[:, 0], y[~mask[:, 0], 0], method=method, seed=0)
+    for column in (masked[:, 0], list(masked[:, 0])):
+        result = two_sample_test(x[:, 0], column, method=method, seed=0)
+        assert result.statistic == one.statistic
+    # And nothing masked at all.
+    plain = two_sample_test(np.ma.array(x), x[::2], method=method, seed=0)
+    assert plain.statistic == two_sample_test(x, x[::2], method=method, seed=0).statistic
+
+
 def test_options_reach_the_frequencies() -> None:
     x, y = normal(0, 60, 3), normal(1, 50, 3)
     assert two_sample_test(x, y, num_frequencies=7, n_permutations=9).frequencies.shape == (7, 3)
@@ -548,6 +614,12 @@ def test_learning_inside_inference_mode() -> None:
 X, Y = normal(0, 20, 2), normal(1, 20, 2)
 
 
+def masked_tensor(data: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls them a prototype
+        return torch.masked.masked_tensor(data, data > -1)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_rejected(bad: float) -> None:
     broken = X.clone()
@@ -561,7 +633,12 @@ def test_values_that_are_not_finite_are_rejected(bad: float) -> None:
 @pytest.mark.parametrize(
     ("error", "message", "x", "y", "options"),
     [
-        (TypeError, "x must be a tensor or a numpy array, got list", [1.0], Y, {}),
+        (TypeError, "x must be a tensor or something that numpy", [[1.0], [1.0, 2.0]], Y, {}),
+        (TypeError, r"x must hold real numbers, got list.*x\.to_numpy\(float\)", [1, None], Y, {}),
+        (TypeError, "x must hold real numbers, got NoneType", None, Y, {}),
+        (TypeError, "y must hold real numbers, got list", X, ["a", "b"], {}),
+        (TypeError, "y must be a plain tensor, got a MaskedTensor", X, masked_tensor(Y), {}),
+        (ValueError, "x must have rows without a masked", np.ma.masked_all((9, 2)), Y, {}),
         (TypeError, "y must hold real numbers", X, Y.to(torch.complex64), {}),
         (TypeError, "x must hold real numbers", np.array(["a", "b"]), Y, {}),
         (ValueError, r"x must have shape \(N, D\) or \(N,\)", X.reshape(2, 10, 2), Y, {}),

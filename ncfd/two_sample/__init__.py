@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ncfd._arrays import Samples
 from ncfd.two_sample._arguments import (
     Options,
-    Samples,
     both_sides,
     check_options,
     check_sizes,

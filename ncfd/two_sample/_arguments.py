@@ -5,18 +5,14 @@ Letters: N and M samples, D features, F frequencies.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ncfd import _validation as check
-from ncfd._devices import widest_float
+from ncfd._arrays import Samples, as_tensor
 from ncfd.two_sample._unit import times_power
-
-Samples = Tensor | NDArray[Any]
 
 #: The fewest samples of a side that each method can do with.
 SMALLEST = {"permutation": 2, "chi2": 5}
@@ -80,28 +76,11 @@ def shuffled(n: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator, device="cpu")
 
 
-def _as_tensor(value: object, name: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
-            raise TypeError(f"{name} must hold real numbers, got an array of {value.dtype}")
-        # A copy, since the array may be read-only, big-endian or strided backwards.
-        native = value.astype(value.dtype.newbyteorder("="), order="C", copy=True)
-        value = torch.from_numpy(native)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor or a numpy array, got {check.describe(value)}")
-    if value.is_complex():
-        raise TypeError(f"{name} must hold real numbers, got {check.describe(value)}")
-    value = check.check_tensor(value, name).detach()
-    if not value.is_floating_point():
-        value = value.to(widest_float(value.device))
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
 def both_sides(x: Samples, y: Samples) -> tuple[Tensor, Tensor]:
     """Both sets as ``(N, D)`` and ``(M, D)`` of one dtype, and finite."""
     sides: list[Tensor] = []
     for name, value in (("x", x), ("y", y)):
-        side = _as_tensor(value, name)
+        side = as_tensor(value, name)
         if side.ndim == 1:
             side = side.unsqueeze(1)
         if side.ndim != 2 or side.numel() == 0:
@@ -131,7 +110,7 @@ def both_sides(x: Samples, y: Samples) -> tuple[Tensor, Tensor]:
 
 def given_frequencies(frequencies: Samples, x: Tensor, k: int) -> Tensor:
     """The caller's frequencies as ``(F, D)``, for samples over 2^k and in their dtype."""
-    t = _as_tensor(frequencies, "frequencies")
+    t = as_tensor(frequencies, "frequencies")
     D = x.shape[1]
     if t.ndim == 1 and D == 1:
         t = t.unsqueeze(1)
