@@ -68,5 +68,7 @@ def _as_array(value: Any, name: str) -> NDArray[Any]:
             raise ValueError(
                 f"{name} must have rows without a masked value, got a mask in each of {len(mask)}"
             )
-    kind = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
-    return np.array(array, dtype=kind, order="C", copy=True, subok=False)
+    small = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    with np.errstate(over="ignore"):  # of numbers of 80 bits and more
+        dtype = np.float32 if small else np.float64
+        return np.array(array, dtype=dtype, order="C", copy=True, subok=False)

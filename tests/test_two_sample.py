@@ -512,6 +512,12 @@ def test_whatever_numpy_makes_numeric_is_taken() -> None:
         assert (result.pvalue, result.statistic) == (expected.pvalue, expected.statistic)
     by_list = two_sample_test(x, y, frequencies=[[0.5, 1.0], [1.0, -2]], seed=0)
     assert by_list.frequencies.tolist() == [[0.5, 1.0], [1.0, -2.0]]
+    for kind in ("?", "u1", "i2", ">u2", "u8", "ulonglong", "longlong", "f2", ">f4", "longdouble"):
+        whole = (x.numpy() > 0).astype(kind)
+        result = two_sample_test(whole, whole[::-2], frequencies=x[:3], n_permutations=9, seed=0)
+        assert result.frequencies.dtype == (torch.float32 if "f" in kind else torch.float64)
+        phi = np.exp(1j * (whole.astype(float) @ x[:3].numpy().T)).mean(0)
+        np.testing.assert_allclose(result.amplitude_x, abs(phi), rtol=1e-5)
     counts = two_sample_test(range(20), [True, False] * 10, n_permutations=9, seed=0)
     assert counts.frequencies.dtype == torch.float64
 
