@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ncfd import _validation as check
 from ncfd._devices import widest_float
 
-#: Rows of numbers: a tensor, or anything of which ``numpy.asarray`` makes a numeric array.
-Samples = Tensor | ArrayLike
+
+class SupportsArray(Protocol):
+    """What frames, columns and arrays of other libraries offer to NumPy."""
+
+    def __array__(self) -> NDArray[Any]: ...
+
+
+#: Rows of numbers: a tensor, or anything of which ``numpy.asarray`` makes a numeric array. NumPy's
+#: own name for the latter would fill a page of the reference.
+Samples = Tensor | NDArray[Any] | Sequence[Any] | SupportsArray
 
 
 def as_tensor(value: object, name: str) -> Tensor:

@@ -81,8 +81,10 @@ def two_sample_test(
     their median, by feature, and over a median of their distances from it.
 
     Args:
-        x: samples ``(N, D)`` or ``(N,)``, tensor or array, real, finite. N >= 2; 5 for ``"chi2"``.
-        y: samples ``(M, D)`` or ``(M,)``.
+        x: samples ``(N, D)`` or ``(N,)``, real, finite: a tensor, or anything of which
+            ``numpy.asarray`` makes a numeric array (lists, columns, frames). Of a masked array the
+            rows without a masked value are tested. N >= 2; 5 for ``"chi2"``.
+        y: samples ``(M, D)`` or ``(M,)``, likewise.
         frequencies: ``(F, D)``, or ``(F,)`` if D = 1, in radians per unit of the samples; used as
             they are. Default: see above.
         method: ``"permutation"`` or ``"chi2"``.
@@ -100,7 +102,7 @@ def two_sample_test(
         A :class:`TwoSampleTestResult` with ``statistic``, ``pvalue`` and the reasons.
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument of the wrong type, or no numbers.
         ValueError: shapes that do not fit, too few samples, NaN or infinite samples, options that
             contradict each other.
 
