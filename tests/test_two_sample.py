@@ -582,6 +582,19 @@ def test_options_reach_the_frequencies() -> None:
     assert (learned.n_x, learned.n_y, learned.n_learn) == (45, 38, 27)
 
 
+@pytest.mark.parametrize("test", ["learned permutation", "learned chi2"])
+def test_what_is_learned_does_not_depend_on_what_is_tested(test: str) -> None:
+    x, y = normal(0, 60, 2).double(), normal(1, 50, 2).double() * 1.5
+    base = two_sample_test(x, y, seed=0, **TESTS[test])
+    generator = torch.Generator().manual_seed(0)
+    kept = [torch.randperm(len(side), generator=generator)[len(side) // 2 :] for side in (x, y)]
+    for side, rows in zip((x, y), kept, strict=True):
+        side[rows] += 3 + side[rows].square()  # the tested half: its center and spread as well
+    other = two_sample_test(x, y, seed=0, **TESTS[test])
+    assert other.statistic != base.statistic
+    torch.testing.assert_close(other.frequencies, base.frequencies, rtol=1e-9, atol=0)
+
+
 def test_learning_finds_the_feature_that_differs() -> None:
     x, y = normal(0, 1000, 10), normal(1, 1000, 10)
     y[:, 4] = dependence(torch.Generator().manual_seed(2), 1000)[:, 1] * 1.6

@@ -33,10 +33,15 @@ def learn(x: Tensor, y: Tensor, options: Options, generator: torch.Generator) ->
     F = options.num_frequencies or (min(5, 2 * x.shape[1]) if choose else DEFAULT_FREQUENCIES)
     scale = options.scale
     unit = scale if scale is not None else 1 / median_distance(x, y, generator)
+    # Their own: what is chosen must not depend on the samples that are tested.
+    center = torch.cat([x, y]).median(0).values
     with torch.inference_mode(False), torch.enable_grad():
         # In units of the median distance; the ascent then has one step size for all problems.
         # One value far out would have all the slope.
-        x, y = ((side[:_LEARN_ROWS] * unit).clamp(-_LEARN_RANGE, _LEARN_RANGE) for side in (x, y))
+        x, y = (
+            ((side[:_LEARN_ROWS] - center) * unit).clamp(-_LEARN_RANGE, _LEARN_RANGE)
+            for side in (x, y)
+        )
         noise = normal(_LEARN_FREQUENCIES, x, generator)
         start = max(SCALES, key=lambda s: _signal_to_noise(x, y, s * noise).item())
         log_scale = x.new_full((x.shape[1],), start).log().requires_grad_()
