@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ncfd import _validation as check
 from ncfd import ops
+from ncfd._arrays import Samples, as_tensor
+from ncfd._devices import widest_float
 
 __all__ = ["FrequencyReport", "frequency_report"]
 
@@ -44,8 +46,8 @@ class FrequencyReport:
         noise_share: estimated share of frequencies that carry only noise. Of those, 63 % fall
             below the floor, so this is ``share_below_floor / 0.63``, at most 1.
         share_wrapped: share of frequencies with a phase spread above π.
-        distinct_frequencies: distinct rows of ``t``; ``t`` and ``-t`` count once.
-        distinct_samples: distinct rows of ``x``.
+        distinct_frequencies: distinct rows of ``t``, exactly; ``t`` and ``-t`` count once.
+        distinct_samples: distinct rows of ``x``, exactly.
         phase_rms: root mean square of all phases.
         phase_errors: arithmetic -> error of a phase in radians.
         precision_at_risk: arithmetic -> whether that error exceeds the noise floor.
@@ -157,7 +159,7 @@ class FrequencyReport:
 
 
 @torch.no_grad()
-def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
+def frequency_report(x: Samples, t: Samples) -> FrequencyReport:
     r"""Check frequencies against the samples they are to compare.
 
     A frequency carries signal while the phase spread s of the samples satisfies ``s² < ln N``,
@@ -166,14 +168,16 @@ def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
     repeated frequencies, phases too large for the arithmetic: each gives a line in ``warnings``.
 
     Args:
-        x: samples ``(N, D)``, at least two; the features as the loss sees them.
-        t: frequencies ``(F, D)``.
+        x: samples ``(N, D)``, at least two; the features as the loss sees them. A floating-point
+            tensor, or anything of which ``numpy.asarray`` makes a numeric array; of a masked array
+            the rows without a masked value.
+        t: frequencies ``(F, D)``, likewise.
 
     Returns:
         A :class:`FrequencyReport`.
 
     Raises:
-        TypeError: ``x`` or ``t`` is not a floating-point tensor.
+        TypeError: ``x`` or ``t`` is not a floating-point tensor and no numeric array either.
         ValueError: shapes or devices that do not fit, or a single sample.
 
     Example:
@@ -189,11 +193,12 @@ def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
     the empirical characteristic function); Sriperumbudur & Szabó, *Optimal rates for random Fourier
     features*, NIPS 2015.
     """
-    x = check.check_samples(x, "x")
+    x = check.check_samples(x if isinstance(x, Tensor) else as_tensor(x, "x"), "x")
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(
             f"x must have shape (N, D) with N >= 2, got {check.describe(x)}; flatten batches first"
         )
+    t = t if isinstance(t, Tensor) else as_tensor(t, "t")
     t = check.check_frequencies(t, (), x.shape[1], x.device)
     if x.is_meta:
         raise ValueError(f"x must have values, got {check.describe(x)}")
@@ -215,7 +220,7 @@ def frequency_report(x: Tensor, t: Tensor) -> FrequencyReport:
         num_samples=N,
         num_features=D,
         num_frequencies=F,
-        norms=t.norm(dim=1),
+        norms=t.to(widest_float(t.device)).norm(dim=1).to(dtype),
         phase_spread=spread,
         amplitude=amplitude,
         signal_limit=math.sqrt(math.log(N)),
@@ -248,14 +253,25 @@ def _phase_moments(x: Tensor, t: Tensor, center: Tensor) -> tuple[Tensor, Tensor
 
 
 def _distinct(rows: Tensor, up_to_sign: bool = False) -> int:
-    """Distinct rows, by one number for each that all its entries enter."""
+    """Distinct rows; with ``up_to_sign`` a row and its negative count once.
+
+    Rows are equal if all their numbers are. What sorting them costs is spent only on rows that
+    share a sum of their bits, modulo 2^64, with another: equal ones do.
+    """
+    if up_to_sign:  # the first number that is not zero becomes positive
+        first = rows.gather(1, (rows != 0).to(torch.uint8).argmax(1, keepdim=True))
+        rows = torch.where(first < 0, -rows, rows)
+    bits = (rows + 0.0).view(torch.int64 if rows.dtype == torch.float64 else torch.int32)  # no -0
     generator = torch.Generator().manual_seed(0)
-    key = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(
-        rows
+    factor = torch.randint(2**62, (rows.shape[1],), generator=generator, device="cpu").to(
+        rows.device
     )
-    # Elementwise, not a product: equal rows must round equally wherever they stand.
-    mark = torch.cat([(part * key).sum(1) for part in torch.split(rows, 65536)])
-    return len(torch.unique(mark.abs() if up_to_sign else mark))
+    length = max(1, _BLOCK_BYTES // (8 * rows.shape[1]))
+    sums = torch.cat([(part * factor).sum(1) for part in torch.split(bits, length)])
+    _, place, count = torch.unique(sums, return_inverse=True, return_counts=True)
+    shared = count[place] > 1
+    alone = len(rows) - int(shared.sum())
+    return alone + len(torch.unique(bits[shared], dim=0))
 
 
 def _warnings(report: FrequencyReport, x: Tensor, t: Tensor, center: Tensor) -> list[str]:
@@ -263,12 +279,15 @@ def _warnings(report: FrequencyReport, x: Tensor, t: Tensor, center: Tensor) -> 
     if not bool(x.isfinite().all()) or not bool(t.isfinite().all()):
         name = "t" if bool(x.isfinite().all()) else "x"
         return [f"{name} holds NaN or infinite values, so all φ are NaN: find where they come from"]
-    found = []
-    N, F = report.num_samples, report.num_frequencies
-    spread = report.phase_spread.median().item()
-    limit = report.signal_limit
+    unit = x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)  # so that no square overflows
+    found, collapsed = _sample_warnings(report, x / unit, center / unit)
+    return found + _frequency_warnings(report, collapsed) + _arithmetic_warnings(report)
 
-    # Samples.
+
+def _sample_warnings(report: FrequencyReport, x: Tensor, center: Tensor) -> tuple[list[str], bool]:
+    """And whether the samples have collapsed to a point."""
+    found = []
+    N = report.num_samples
     deviation = (x - center).square().sum(1).mean().sqrt().item()
     size = x.square().sum(1).mean().sqrt().item()
     collapsed = deviation <= 1e-2 * size
@@ -296,8 +315,14 @@ def _warnings(report: FrequencyReport, x: Tensor, t: Tensor, center: Tensor) -> 
                 f"{report.num_features}): the features have collapsed to a line; weaken what pulls "
                 "them together, or standardise the features"
             )
+    return found, collapsed
 
-    # Frequencies.
+
+def _frequency_warnings(report: FrequencyReport, collapsed: bool) -> list[str]:
+    found = []
+    F = report.num_frequencies
+    spread = report.phase_spread.median().item()
+    limit = report.signal_limit
     if report.noise_share > 0.2:
         share = "all" if report.noise_share > 0.95 else f"about {report.noise_share:.0%} of the"
         text = f"{share} frequencies carry only noise: "
@@ -334,8 +359,11 @@ def _warnings(report: FrequencyReport, x: Tensor, t: Tensor, center: Tensor) -> 
             f"only {report.distinct_frequencies} of {F} frequencies are distinct (t and -t count "
             "once, |Δφ| is even): repetition costs time and adds nothing; draw each one anew"
         )
+    return found
 
-    # Arithmetic.
+
+def _arithmetic_warnings(report: FrequencyReport) -> list[str]:
+    found = []
     if report.precision_at_risk["float32"]:
         found.append(
             f"phases of {report.phase_rms:.3g} rad are off by {report.phase_errors['float32']:.1g} "

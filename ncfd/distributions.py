@@ -26,15 +26,19 @@ from torch.distributions import (
     Exponential,
     Gamma,
     Geometric,
+    Gumbel,
     Independent,
     IndependentTransform,
     Laplace,
     LowRankMultivariateNormal,
     MixtureSameFamily,
+    Multinomial,
     MultivariateNormal,
     NegativeBinomial,
     Normal,
+    OneHotCategorical,
     Poisson,
+    SigmoidTransform,
     StudentT,
     Transform,
     TransformedDistribution,
@@ -112,11 +116,16 @@ def closed_form(distribution: Distribution, t: Tensor) -> Pair:
     .. math:: \varphi(t) = \mathbb{E}\, e^{i \langle t, x \rangle}
 
     Known are Normal, MultivariateNormal, LowRankMultivariateNormal, Uniform, Laplace, Exponential,
-    Gamma, Chi2, Cauchy, StudentT, Bernoulli, Binomial, Geometric, NegativeBinomial, Poisson,
-    Categorical (its values are 0, ..., K-1), and what is built from known ones with Independent,
-    MixtureSameFamily and TransformedDistribution by affine transforms. φ(0) is exactly 1. All are
-    differentiable in ``t`` and in the parameters of the distribution, except at t = 0 where the law
-    has no mean (Cauchy; StudentT with df ≤ 1); there the gradient is 0.
+    Gamma, Chi2, Cauchy, StudentT, Gumbel, Bernoulli, Binomial, Geometric, NegativeBinomial,
+    Poisson, Categorical (its values are 0, ..., K-1), OneHotCategorical, Multinomial, and what is
+    built from known ones with Independent, MixtureSameFamily and TransformedDistribution by affine
+    transforms. The logistic law is known in the form that PyTorch gives it: Uniform(0, 1) under
+    ``SigmoidTransform().inv`` and affine transforms.
+
+    φ(0) is exactly 1. All are differentiable in ``t`` and in the parameters of the distribution,
+    also at the ends of the parameters (probabilities 0 and 1, a Poisson rate of 0, infinite degrees
+    of freedom), except at t = 0 where the law has no mean (Cauchy; StudentT with df ≤ 1); there the
+    gradient is 0.
 
     Args:
         distribution: batch shape ``*``, D elements in one event.
@@ -297,6 +306,19 @@ def _sinc(x: Tensor) -> Tensor:
     return torch.where(near, series, away.sin() / away)
 
 
+def _log_sinhc(x: Tensor) -> Tensor:
+    """Compute log(sinh(x)/x) without overflow, with derivatives that hold near 0."""
+    near = x.abs() < 1.0
+    square = torch.where(near, x, 0.0).square()
+    series = torch.zeros_like(x)
+    for k in range(9, 0, -1):  # sinh(x)/x - 1; at x = 1 the first term left out is 2e-20
+        series = (series + 1.0) * square / (2 * k * (2 * k + 1))
+    away = torch.where(near, 1.0, x.abs())
+    return torch.where(
+        near, series.log1p(), away + (-(-2.0 * away).exp()).log1p() - (2 * away).log()
+    )
+
+
 def _half_log1p_square(x: Tensor) -> Tensor:
     """Compute log √(1 + x²) without overflow of the square."""
     large = x.abs() > 1e6
@@ -337,8 +359,8 @@ def _low_rank_multivariate_normal(distribution: LowRankMultivariateNormal, t: Te
 @register_characteristic_function(Uniform)
 def _uniform(distribution: Uniform, t: Tensor) -> Pair:
     t = t[..., 0]
-    middle = 0.5 * (distribution.low + distribution.high)
-    radius = 0.5 * (distribution.high - distribution.low)
+    low, high = 0.5 * distribution.low, 0.5 * distribution.high  # the sum may overflow
+    middle, radius = low + high, high - low
     modulus, phase = _sinc(_column(radius) * t), _column(middle) * t
     return modulus * phase.cos(), modulus * phase.sin()
 
@@ -375,7 +397,7 @@ def _gamma_pair(shape: Tensor, rate: Tensor, t: Tensor) -> Pair:
 @register_characteristic_function(Cauchy)
 def _cauchy(distribution: Cauchy, t: Tensor) -> Pair:
     t = t[..., 0]
-    return _polar(-(_column(distribution.scale) * t).abs(), _column(distribution.loc) * t)
+    return _polar(-_column(distribution.scale) * t.abs(), _column(distribution.loc) * t)
 
 
 @register_characteristic_function(StudentT)
@@ -390,6 +412,35 @@ def _student_t(distribution: StudentT, t: Tensor) -> Pair:
 # Nodes of the quadrature below, and where its regular grid ends on the left.
 _STUDENT_T_NODES = 256
 _STUDENT_T_FLOOR = -60.0
+# Degrees of freedom from which on the law is normal to more digits than there are.
+_STUDENT_T_NORMAL = 1e30
+
+
+@register_characteristic_function(Gumbel)
+def _gumbel(distribution: Gumbel, t: Tensor) -> Pair:
+    """Γ(1 - ist) e^(i loc t), with |Γ(1 + iy)|² = πy / sinh(πy)."""
+    t = t[..., 0]
+    y = _column(distribution.scale) * t
+    phase = _column(distribution.loc) * t - _gamma_argument(y)
+    return _polar(-0.5 * _log_sinhc(math.pi * y), phase)
+
+
+# B_2k / (2k (2k - 1)) of Stirling's series, and how far the argument is moved first.
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+_STIRLING_SHIFT = 10
+
+
+def _gamma_argument(y: Tensor) -> Tensor:
+    """Im log Γ(1 + iy), to about 1e-15 y: Stirling at 11 + iy, less the steps to there."""
+    y = y.clamp(-1e3, 1e3)  # beyond, |Γ| is 0 in every dtype
+    real = torch.full_like(y, _STIRLING_SHIFT + 1.0)
+    radius, angle = torch.hypot(real, y), torch.atan2(y, real)
+    total = (real - 0.5) * angle + y * (radius.log() - 1.0)
+    for k, factor in enumerate(_STIRLING):
+        total = total - factor * ((2 * k + 1) * angle).sin() / radius ** (2 * k + 1)
+    for k in range(1, _STIRLING_SHIFT + 1):
+        total = total - (y / k).atan()
+    return total
 
 
 def _student_t_modulus(df: Tensor, s: Tensor) -> Tensor:
@@ -400,36 +451,35 @@ def _student_t_modulus(df: Tensor, s: Tensor) -> Tensor:
     overflows, says that a Student t is a normal with a gamma-distributed precision:
 
         φ(s) = E exp(-z²/(4w)),  w ~ Gamma(a, 1),
-             = ∫ p(v) exp(-(z²/4) e^(-v)) dv,  log p(v) = a v - e^v + const,  w = e^v.
+             = ∫ p(v) exp(-(s²/2) e^(-v)) dv,  log p(v) = a (v + 1 - e^v) + const,  w = a e^v.
 
     The integrand is analytic in a strip around the real line, so the trapezoidal rule converges
     exponentially (Trefethen & Weideman, SIAM Review 56, 2014). The nodes follow df but count as
     constants: the integral does not depend on them, and autograd differentiates the sum. Weights
     normalised by their own sum make the result 1 at s = 0 and a mixture of normals everywhere.
-    Absolute error in float64 about 1e-14 for df from 0.05 to 1e6 and |s| > 1e-11.
+    Absolute error in float64 about 1e-14 for df from 0.05 to infinity and |s| > 1e-11.
     """
     dtype = torch.promote_types(df.dtype, s.dtype)
     working = widest_float(s.device)
-    a = 0.5 * df.to(working)
-    quarter_square = 0.25 * df.to(working) * s.to(working).square()  # z²/4
+    a = 0.5 * df.to(working).clamp(max=_STUDENT_T_NORMAL)
+    half_square = 0.5 * s.to(working).square()
     with torch.no_grad():
-        # p drops by e^-40 within ``below`` and ``above`` of its mode log a: bounds of the equation
-        # e^x - 1 - x = 40/a from its quadratic (large a), linear and exponential (small a) parts.
+        # p drops by e^-40 within ``below`` and ``above`` of its mode 0: bounds of the equation
+        # e^v - 1 - v = 40/a from its quadratic (large a), linear and exponential (small a) parts.
         drop = 40.0 / a
-        mode = a.log()
         below = torch.where(drop < 0.3, (3.0 * drop).sqrt(), drop + 1.0)
         above = torch.minimum((2.0 * drop).sqrt(), (1.0 + (2.0 * drop).clamp(min=2.6)).log())
-        first = (mode - below).clamp(min=_STUDENT_T_FLOOR)
-        step = (mode + above - first) / (_STUDENT_T_NODES - 1)
+        first = torch.maximum(-below, _STUDENT_T_FLOOR - a.log())
+        step = (above - first) / (_STUDENT_T_NODES - 1)
         index = torch.arange(-1, _STUDENT_T_NODES, dtype=working, device=s.device)
         v = first.unsqueeze(-1) + step.unsqueeze(-1) * index  # (*, 1, nodes)
-    log_weight = a.unsqueeze(-1) * v - v.exp()
+    log_weight = a.unsqueeze(-1) * (v - v.expm1())
     # The node of index -1 takes all that lies further left: there log p is the straight line a v,
     # a geometric sum. It has mass for small df only, all of it at variances above e^60.
     geometric = -(-(-a * step).expm1()).log().unsqueeze(-1)
     log_weight = torch.where(index < 0, log_weight + geometric, log_weight)
     weight = torch.softmax(log_weight, -1)
-    normal = (-quarter_square.unsqueeze(-1) * (-v).exp()).exp()  # (*, F, nodes)
+    normal = (-half_square.unsqueeze(-1) * (-v).exp()).exp()  # (*, F, nodes)
     return _mix(weight, (normal, normal), -1)[0].to(dtype)
 
 
@@ -453,14 +503,17 @@ def _log_bernoulli(p: Tensor, t: Tensor) -> Pair:
     """Logarithm and argument of 1 + p(e^(it) - 1), exact to rounding also when raised to n >> 1."""
     haversine = (0.5 * t).sin().square()  # (1 - cos t)/2
     re, im = 1.0 - 2.0 * p * haversine, p * t.sin()
-    loss = 4.0 * p * (1.0 - p) * haversine  # 1 - |φ|², up to 1 at p = 1/2, t = π
+    return _log_near_one(re, im, 4.0 * p * (1.0 - p) * haversine)  # up to 1 at p = 1/2, t = π
+
+
+def _log_near_one(re: Tensor, im: Tensor, loss: Tensor) -> Pair:
+    """Logarithm and argument of re + i im, where 1 - |re + i im|² is known exactly as ``loss``."""
     near_zero = loss > 0.5
-    tiny = torch.finfo(loss.dtype).tiny
+    # At 0 itself there is no logarithm: this is as small, and has no slope.
+    re = torch.where((re == 0) & (im == 0), torch.finfo(re.dtype).tiny ** 0.5, re)
     modulus = torch.hypot(torch.where(near_zero, re, 1.0), torch.where(near_zero, im, 0.0))
     log_modulus = torch.where(
-        near_zero,
-        modulus.clamp(min=tiny).log(),
-        0.5 * (-torch.where(near_zero, 0.0, loss)).log1p(),
+        near_zero, modulus.log(), 0.5 * (-torch.where(near_zero, 0.0, loss)).log1p()
     )
     return log_modulus, torch.atan2(im, re)
 
@@ -480,8 +533,16 @@ def _negative_binomial(distribution: NegativeBinomial, t: Tensor) -> Pair:
 
 def _log_negative_binomial(p: Tensor, q: Tensor, t: Tensor) -> Pair:
     """Logarithm and argument of p / (1 - q e^(it)), p + q = 1: |1 - q e^(it)|² = p² + 4q sin²."""
-    ratio = 2.0 * q.sqrt() * (0.5 * t).sin() / p
-    return -_half_log1p_square(ratio), torch.atan2(q * t.sin(), 1.0 - q * t.cos())
+    sine = (0.5 * t).sin()
+    square = 4.0 * q * sine.square()
+    large = square > 1e24 * p * p  # the square of the ratio would overflow
+    ratio = torch.where(large, 0.0, sine) / torch.where(large | (p == 0), 1.0, p)
+    log_modulus = torch.where(
+        large,
+        torch.where(large, p, 1.0).log() - 0.5 * torch.where(large, square, 1.0).log(),
+        -0.5 * (4.0 * q * ratio.square()).log1p(),
+    )
+    return log_modulus, torch.atan2(q * t.sin(), p + 2.0 * q * sine.square())
 
 
 @register_characteristic_function(Poisson)
@@ -496,6 +557,25 @@ def _categorical(distribution: Categorical, t: Tensor) -> Pair:
     values = torch.arange(p.shape[-1], dtype=t.dtype, device=t.device)
     phase = t * values  # (*, F, 1) by (K): (*, F, K)
     return _mix(p.unsqueeze(-2), (phase.cos(), phase.sin()), -1)
+
+
+@register_characteristic_function(OneHotCategorical)
+def _one_hot_categorical(distribution: OneHotCategorical | Multinomial, t: Tensor) -> Pair:
+    return _mix(distribution.probs.unsqueeze(-2), (t.cos(), t.sin()), -1)  # t is (*, F, K)
+
+
+@register_characteristic_function(Multinomial)
+def _multinomial(distribution: Multinomial, t: Tensor) -> Pair:
+    """The power of one draw, whose phases stand around their mean: the modulus is near 1 then."""
+    n = distribution.total_count
+    if n == 1:
+        return _one_hot_categorical(distribution, t)
+    p = distribution.probs.unsqueeze(-2)
+    mean = (p * t).sum(-1, keepdim=True)
+    loss = (2.0 * p * (0.5 * (t - mean)).sin().square()).sum(-1)
+    im = (p * (t - mean).sin()).sum(-1)
+    log_modulus, phase = _log_near_one(1.0 - loss, im, 2.0 * loss - loss.square() - im.square())
+    return _polar(n * log_modulus, n * (mean.squeeze(-1) + phase))
 
 
 # --- built from others ------------------------------------------------------------------------
@@ -537,7 +617,9 @@ def _transformed(distribution: TransformedDistribution, t: Tensor) -> Pair:
     shape = distribution.batch_shape + distribution.event_shape
     flat = (*distribution.batch_shape, distribution.event_shape.numel())
     phase = t.new_zeros(t.shape[:-1])
-    for transform in reversed(_flatten_transforms(distribution.transforms)):
+    transforms = _flatten_transforms(distribution.transforms)
+    logistic = _starts_as_logistic(distribution.base_dist, transforms)
+    for transform in reversed(transforms[1:] if logistic else transforms):
         affine, inverted = _as_affine(distribution, transform)
         shift, scale = (
             torch.as_tensor(value, dtype=getattr(value, "dtype", t.dtype), device=t.device)
@@ -550,7 +632,24 @@ def _transformed(distribution: TransformedDistribution, t: Tensor) -> Pair:
         phase = phase + _inner(t, shift)
         t = t * scale.unsqueeze(-2)
     rotation = phase.cos(), phase.sin()
+    if logistic:  # πt / sinh(πt) for each element
+        modulus = (-_log_sinhc(math.pi * t).sum(-1)).exp()
+        modulus = modulus.expand(_result_shape(distribution, t))
+        return modulus * rotation[0], modulus * rotation[1]
     return _multiply(rotation, closed_form(distribution.base_dist, t))
+
+
+def _starts_as_logistic(base: Distribution, transforms: list[Transform]) -> bool:
+    """Whether the first transform makes standard logistic variables: log(u/(1 - u)), u uniform."""
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not (transforms and isinstance(transforms[0].inv, SigmoidTransform)):
+        return False
+    if not isinstance(base, Uniform):
+        return False
+    # PyTorch's own laws leave out the very ends, where the logarithm is infinite.
+    slack = torch.finfo(base.low.dtype).eps
+    return bool((base.low.abs() <= slack).all() and ((1.0 - base.high).abs() <= slack).all())
 
 
 def _flatten_transforms(transforms: list[Transform]) -> list[Transform]:

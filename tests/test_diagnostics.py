@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -218,3 +219,67 @@ def test_wrong_arguments() -> None:
         frequency_report(x, t[:, :1])
     with pytest.raises(ValueError, match="num_synthetic must be at least 1"):
         frequency_report(x, t).null_loss(0)
+
+
+# --- exact counts -------------------------------------------------------------------------------
+
+
+def distinct_by_numpy(rows: Tensor, up_to_sign: bool = False) -> int:
+    found = {tuple(row) for row in (rows.double().numpy() + 0.0).tolist()}
+    if up_to_sign:
+        found = {max(row, tuple(-v + 0.0 for v in row)) for row in found}
+    return len(found)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_rows_are_never_called_repeated(seed: int) -> None:
+    report = frequency_report(normal(seed, 4096, 2), normal(100 + seed, 4096, 2))
+    assert report.distinct_samples == report.distinct_frequencies == 4096
+    assert not warns(report, "distinct")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("D", [1, 2, 5, 300])
+def test_distinct_rows_are_counted_exactly(D: int, dtype: torch.dtype) -> None:
+    # Small integers coincide often; neighbours differ in one bit of one number; -0.0 is 0.
+    integers = torch.randint(-1, 2, (500, D), generator=torch.Generator().manual_seed(D))
+    near = normal(0, 60, D).to(dtype).repeat(3, 1)
+    near[60:, D // 2] = torch.nextafter(near[60:, D // 2].float(), torch.tensor(9.0)).to(dtype)
+    rows = torch.cat([integers.to(dtype), -integers.to(dtype) * 0.0, near, -near])
+    report = frequency_report(rows, rows)
+    assert report.distinct_samples == distinct_by_numpy(rows)
+    assert report.distinct_frequencies == distinct_by_numpy(rows, up_to_sign=True)
+
+
+def test_rows_whose_sums_of_bits_agree_are_still_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shortcut may fail for every row and the count stays exact."""
+    monkeypatch.setattr(torch, "randint", lambda high, size, **_: torch.zeros(size).long())
+    rows = normal(0, 50, 3).repeat(2, 1)
+    assert frequency_report(rows, normal(1, 8, 3)).distinct_samples == 50
+
+
+# --- what is no tensor, and units ---------------------------------------------------------------
+
+
+def test_arrays_lists_and_masks() -> None:
+    x, t = normal(0, 60, 2).double(), normal(1, 8, 2).double()
+    expected = frequency_report(x, t)
+    for a, b in ((x.numpy(), t), (x.tolist(), t.tolist()), (x, t.numpy())):
+        torch.testing.assert_close(frequency_report(a, b).amplitude, expected.amplitude)
+    data, mask = np.concatenate([x, np.full((5, 2), 1e9)]), np.zeros((65, 2), dtype=bool)
+    mask[60:, 1] = True
+    masked = frequency_report(np.ma.array(data, mask=mask), t)
+    assert masked.num_samples == 60
+    torch.testing.assert_close(masked.amplitude, expected.amplitude)
+    with pytest.raises(TypeError, match=r"x must hold real numbers, got list, .*to_numpy"):
+        frequency_report([["a", None]] * 4, t)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e25])
+def test_the_warnings_do_not_depend_on_the_unit(unit: float) -> None:
+    x, t = normal(0, 300, 6), 0.4 * normal(1, 16, 6)
+    report = frequency_report(x * unit, t / unit)
+    assert report.warnings == frequency_report(x, t).warnings == ()
+    torch.testing.assert_close(report.norms * unit, t.norm(dim=1))

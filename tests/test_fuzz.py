@@ -175,7 +175,7 @@ def is_labels(g: object, count: object, x: Tensor) -> bool:
 
 
 def is_count(v: object) -> bool:
-    return type(v) is int and 1 <= v < 2**63
+    return isinstance(v, numbers.Integral) and type(v) is not bool and 1 <= v < 2**63
 
 
 def is_alpha(v: object) -> bool:
@@ -480,19 +480,26 @@ def two_samples(**a: Any) -> Tensor:
     return result.frequencies
 
 
+def numeric(v: Any) -> Any:
+    """As a tensor, if NumPy makes numbers of it: what the test and the report take besides."""
+    if v is None or isinstance(v, Tensor):
+        return v
+    try:
+        array = np.asarray(v)
+    except (RuntimeError, TypeError, ValueError):
+        return v
+    return torch.as_tensor(array.astype(np.float64)) if array.dtype.kind in "fiub" else v
+
+
 def is_data(x: Any) -> bool:
-    """Samples of a test: tensors or arrays, real numbers of any dtype, finite."""
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "fiub":
-            return False
-        x = torch.as_tensor(np.asarray(x, dtype=np.float64))
+    """Samples of a test: real numbers of any dtype, finite."""
     if not is_dense(x) or x.is_complex() or x.is_meta or x.ndim not in (1, 2) or 0 in x.shape:
         return False
     return bool(torch.isfinite(x.double()).all())
 
 
 def two_sample_shape(a: Arguments) -> Any:
-    x, y, t = a["x"], a["y"], a["frequencies"]
+    x, y, t = (numeric(a[name]) for name in ("x", "y", "frequencies"))
     smallest = {"permutation": 2, "chi2": 5}.get(a["method"] if type(a["method"]) is str else "")
     if smallest is None or not (is_data(x) and is_data(y)) or min(len(x), len(y)) < smallest:
         return None
@@ -533,7 +540,7 @@ def report(x: Any, t: Any, num_synthetic: Any) -> Tensor:
 
 
 def report_shape(a: Arguments) -> Shape | None:
-    x, t = a["x"], a["t"]
+    x, t = numeric(a["x"]), numeric(a["t"])
     fits = is_samples(x) and x.ndim == 2 and len(x) > 1 and is_frequencies(t, x)
     fits = fits and not x.is_meta
     return t.shape[:1] if fits and is_count(a["num_synthetic"]) else None

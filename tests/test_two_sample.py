@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ncfd import two_sample
 from ncfd.functional import characteristic_function, ncfd_loss
-from ncfd.two_sample import TwoSampleTestResult, two_sample_test
+from ncfd.two_sample import TwoSampleTestResult, _sums, two_sample_test
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -139,7 +138,7 @@ def test_permutations_are_what_a_loop_would_give(N: int, M: int, shift: float) -
 def test_blocks_of_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(0, 70, 3).double(), normal(1, 50, 3).double()
     whole = two_sample_test(x, y, n_permutations=99, seed=1)
-    monkeypatch.setattr(two_sample, "_BLOCK_BYTES", 5000)
+    monkeypatch.setattr(_sums, "BLOCK_BYTES", 5000)
     pieces = two_sample_test(x, y, n_permutations=99, seed=1)
     assert whole.pvalue == pieces.pvalue
     assert math.isclose(whole.statistic, pieces.statistic, rel_tol=1e-9)
@@ -295,6 +294,125 @@ def test_the_reason_with_more_features_than_rows() -> None:
     assert abs(result.direction.norm().item() - 1) < 1e-5
 
 
+# --- units and absurd values --------------------------------------------------------------------
+
+# What float32 holds (subnormals with few digits), and what float64 does.
+UNITS = {
+    torch.float32: (1e-42, 1e-38, 1e-27, 1e21, 5e37),
+    torch.float64: (1e-320, 1e-300, 1e-27, 1e160, 1e305),
+}
+
+
+def spread_apart(dtype: torch.dtype, D: int) -> tuple[Tensor, Tensor]:
+    return normal(0, 70, D).to(dtype), 2 * normal(1, 60, D).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(d, u) for d in UNITS for u in UNITS[d]])
+@pytest.mark.parametrize("test", TESTS)
+def test_the_unit_does_not_matter(test: str, dtype: torch.dtype, unit: float) -> None:
+    digits = 1e-2 if unit in (1e-42, 1e-320) else 1e-3
+    for D in (1, 3) if test in ("permutation", "chi2") else (2,):
+        x, y = spread_apart(dtype, D)
+        expected = two_sample_test(x, y, seed=0, **TESTS[test])
+        result = two_sample_test(x * unit, y * unit, seed=0, **TESTS[test])
+        assert math.isclose(result.pvalue, expected.pvalue, rel_tol=30 * digits)
+        assert math.isclose(result.statistic, expected.statistic, rel_tol=digits)
+        assert math.isclose(result.phase_share, expected.phase_share, abs_tol=digits)
+        assert "p-value" in str(result)
+        if unit != 1e-320:  # beyond float64
+            t = result.frequencies.double() * unit
+            torch.testing.assert_close(t, expected.frequencies.double(), rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(d, u) for d in UNITS for u in UNITS[d][1:]])
+def test_the_value_in_any_unit_is_that_of_a_loop_in_float64(
+    dtype: torch.dtype, unit: float
+) -> None:
+    x, y = spread_apart(dtype, 2)
+    t = normal(2, 6, 2).double()
+    x, y = x * unit, y * unit
+    observed, values = naive_permutation_values(
+        x.double() / unit, y.double() / unit, t, B=59, seed=5
+    )
+    result = two_sample_test(x, y, frequencies=t / unit, n_permutations=59, seed=5)
+    every = np.array([observed, *values])
+    assert math.isclose(result.statistic, (observed - every.mean()) / every.std(), rel_tol=1e-4)
+    assert result.pvalue == (1 + sum(v >= observed - 1e-12 for v in values)) / 60
+    assert math.isclose(result.discrepancy, observed, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("unit", UNITS[torch.float64][1:])
+@pytest.mark.parametrize("law", LAWS)
+def test_chi2_in_one_dimension_is_scipys_in_any_unit(law: str, unit: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = LAWS[law](rng, 80), 1.5 * LAWS[law](rng, 60)
+    expected = scipy.stats.epps_singleton_2samp(x, y)
+    result = two_sample_test(x * unit, y * unit, method="chi2")
+    np.testing.assert_allclose(result.statistic, expected.statistic, rtol=1e-6)
+    np.testing.assert_allclose(result.pvalue, expected.pvalue, rtol=1e-6)
+
+
+def test_the_scale_is_in_the_unit_of_the_samples() -> None:
+    x, y = spread_apart(torch.float32, 2)
+    for options in ({"method": "chi2"}, {"n_permutations": 99}, TESTS["learned permutation"]):
+        expected = two_sample_test(x, y, seed=0, scale=0.7, **options)
+        for unit in (1e-38, 1e30):
+            scaled = two_sample_test(x * unit, y * unit, seed=0, scale=0.7 / unit, **options)
+            assert math.isclose(scaled.statistic, expected.statistic, rel_tol=1e-3)
+
+
+ABSURD = [(torch.float32, v) for v in (1e12, -1e30, 3.4e38)] + [
+    (torch.float64, v) for v in (1e20, -1e200, 1.7e308)
+]
+
+
+@pytest.mark.parametrize(("dtype", "value"), ABSURD)
+@pytest.mark.parametrize("D", [1, 4])
+@pytest.mark.parametrize("test", [*TESTS, "given"])
+def test_one_absurd_value_does_not_blind_the_test(
+    test: str, D: int, dtype: torch.dtype, value: float
+) -> None:
+    x, y = normal(0, 500, D).to(dtype), normal(1, 500, D).to(dtype)
+    y[:, 0] += 0.5 if D == 1 else 1.0
+    options = {"n_permutations": 199, **TESTS.get(test, {})}
+    options["n_permutations"] = 199
+    if test == "given":
+        options["frequencies"] = normal(2, 12, D)
+    plain = two_sample_test(x, y, seed=0, **options)
+    side, row, column = (x, 3, D - 1) if value > 1e15 else (y, 499, 0)
+    side[row, column] = value
+    result = two_sample_test(x, y, seed=0, **options)
+    assert result.pvalue <= 0.005
+    assert result.direction[0] > 0.8  # the sets differ along the first feature, upwards
+    if "learned" not in test:  # one row of a thousand more or less
+        assert abs(result.statistic - plain.statistic) < 0.15 * plain.statistic
+        torch.testing.assert_close(result.amplitude_x, plain.amplitude_x, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("test", ["permutation", "chi2"])
+def test_an_absurd_value_among_ties(test: str) -> None:
+    """Four of five rows are zero: no distance or spread may be the absurd one."""
+    generator = torch.Generator().manual_seed(0)
+    zero = torch.rand(2, 400, 1, generator=generator) < 0.8
+    x, y = torch.randn(2, 400, 2, generator=generator).where(~zero, 0.0)
+    y = y + 2 * (y != 0)
+    plain = two_sample_test(x, y, method=test, n_permutations=199, seed=0)
+    x[7, 1] = 1e15
+    result = two_sample_test(x, y, method=test, n_permutations=199, seed=0)
+    assert max(plain.pvalue, result.pvalue) <= 0.005
+    assert abs(result.statistic - plain.statistic) < 0.15 * plain.statistic
+
+
+def test_absurd_values_without_a_difference_are_none() -> None:
+    R, hits = 100, 0
+    for r in range(R):
+        x, y = normal(2 * r, 60, 2), normal(2 * r + 1, 50, 2)
+        x[0, 1] = 1e30
+        x[1, 0] = -3e12
+        hits += two_sample_test(x, y, seed=r, n_permutations=99, num_frequencies=24).pvalue <= 0.1
+    assert hits <= 0.1 * R + 3.5 * math.sqrt(0.09 * R)
+
+
 # --- the result ---------------------------------------------------------------------------------
 
 
@@ -370,6 +488,78 @@ def test_inputs_may_be_tensors_or_arrays_of_any_real_kind() -> None:
     assert flat.statistic == column.statistic
 
 
+class Frame:
+    """What pandas, polars, xarray and others offer to NumPy."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.asarray(self.values, dtype)
+
+
+def test_whatever_numpy_makes_numeric_is_taken() -> None:
+    x, y = normal(0, 40, 2).double(), normal(1, 30, 2).double()
+    expected = two_sample_test(x, y, seed=0)
+    wide = x.numpy().astype(np.longdouble)
+    for a, b in (
+        (x.tolist(), y.tolist()),
+        (Frame(x.numpy()), Frame(y.numpy())),
+        (list(x.numpy()), tuple(y)),
+        (wide, y),
+    ):
+        result = two_sample_test(a, b, seed=0)
+        assert (result.pvalue, result.statistic) == (expected.pvalue, expected.statistic)
+    by_list = two_sample_test(x, y, frequencies=[[0.5, 1.0], [1.0, -2]], seed=0)
+    assert by_list.frequencies.tolist() == [[0.5, 1.0], [1.0, -2.0]]
+    for kind in ("?", "u1", "i2", ">u2", "u8", "ulonglong", "longlong", "f2", ">f4", "longdouble"):
+        whole = (x.numpy() > 0).astype(kind)
+        result = two_sample_test(whole, whole[::-2], frequencies=x[:3], n_permutations=9, seed=0)
+        assert result.frequencies.dtype == (torch.float32 if "f" in kind else torch.float64)
+        phi = np.exp(1j * (whole.astype(float) @ x[:3].numpy().T)).mean(0)
+        np.testing.assert_allclose(result.amplitude_x, abs(phi), rtol=1e-5)
+    counts = two_sample_test(range(20), [True, False] * 10, n_permutations=9, seed=0)
+    assert counts.frequencies.dtype == torch.float64
+
+
+def test_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = normal(0, 40, 2).double(), normal(1, 30, 2).double()
+    expected = two_sample_test(x, y, seed=0)
+    frames = [pandas.DataFrame(side.numpy(), columns=["a", "b"]) for side in (x, y)]
+    assert two_sample_test(*frames, seed=0).statistic == expected.statistic
+    column = two_sample_test(*(frame["a"] for frame in frames), seed=0)
+    assert column.statistic == two_sample_test(x[:, 0], y[:, 0], seed=0).statistic
+    frames[0]["name"] = "text"
+    with pytest.raises(TypeError, match=r"x must hold real numbers, got DataFrame.*to_numpy"):
+        two_sample_test(*frames, seed=0)
+
+
+@pytest.mark.parametrize("hidden", [1e20, -999.0, np.nan, np.inf])
+@pytest.mark.parametrize("method", ["permutation", "chi2"])
+def test_what_is_under_a_mask_counts_as_absent(method: str, hidden: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 2)), rng.normal(size=(80, 2))
+    mask = rng.random((80, 2)) < 0.2
+    y[mask] = hidden
+    valid = ~mask.any(1)
+    expected = two_sample_test(x, y[valid], method=method, seed=0)
+    masked = np.ma.array(y, mask=mask)
+    result = two_sample_test(x, masked, method=method, seed=0)
+    assert result.n_y == valid.sum()
+    assert (result.pvalue, result.statistic) == (expected.pvalue, expected.statistic)
+    rows = two_sample_test(x, list(masked), method=method, seed=0)
+    assert rows.statistic == expected.statistic
+    # One column, as an array and as a list of numbers and masks.
+    one = two_sample_test(x[:, 0], y[~mask[:, 0], 0], method=method, seed=0)
+    for column in (masked[:, 0], list(masked[:, 0])):
+        result = two_sample_test(x[:, 0], column, method=method, seed=0)
+        assert result.statistic == one.statistic
+    # And nothing masked at all.
+    plain = two_sample_test(np.ma.array(x), x[::2], method=method, seed=0)
+    assert plain.statistic == two_sample_test(x, x[::2], method=method, seed=0).statistic
+
+
 def test_options_reach_the_frequencies() -> None:
     x, y = normal(0, 60, 3), normal(1, 50, 3)
     assert two_sample_test(x, y, num_frequencies=7, n_permutations=9).frequencies.shape == (7, 3)
@@ -390,6 +580,20 @@ def test_options_reach_the_frequencies() -> None:
         assert abs(block.std() * median / factor - 1) < 0.05
     learned = two_sample_test(x, y, learn_frequencies=True, learn_fraction=0.25, seed=0)
     assert (learned.n_x, learned.n_y, learned.n_learn) == (45, 38, 27)
+
+
+@pytest.mark.parametrize("test", ["learned permutation", "learned chi2"])
+def test_what_is_learned_does_not_depend_on_what_is_tested(test: str) -> None:
+    x, y = normal(0, 60, 2).double(), normal(1, 50, 2).double() * 1.5
+    options = {"seed": 0, "learn_fraction": 0.3, **TESTS[test]}
+    base = two_sample_test(x, y, **options)
+    generator = torch.Generator().manual_seed(0)
+    for side in (x, y):
+        tested = torch.randperm(len(side), generator=generator)[round(0.3 * len(side)) :]
+        side[tested] += 1e3 + side[tested].square()  # most samples: their center and spread
+    other = two_sample_test(x, y, **options)
+    assert other.statistic != base.statistic
+    torch.testing.assert_close(other.frequencies, base.frequencies, rtol=1e-9, atol=0)
 
 
 def test_learning_finds_the_feature_that_differs() -> None:
@@ -430,6 +634,12 @@ def test_learning_inside_inference_mode() -> None:
 X, Y = normal(0, 20, 2), normal(1, 20, 2)
 
 
+def masked_tensor(data: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls them a prototype
+        return torch.masked.masked_tensor(data, data > -1)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_rejected(bad: float) -> None:
     broken = X.clone()
@@ -443,7 +653,12 @@ def test_values_that_are_not_finite_are_rejected(bad: float) -> None:
 @pytest.mark.parametrize(
     ("error", "message", "x", "y", "options"),
     [
-        (TypeError, "x must be a tensor or a numpy array, got list", [1.0], Y, {}),
+        (TypeError, "x must be a tensor or something that numpy", [[1.0], [1.0, 2.0]], Y, {}),
+        (TypeError, r"x must hold real numbers, got list.*x\.to_numpy\(float\)", [1, None], Y, {}),
+        (TypeError, "x must hold real numbers, got NoneType", None, Y, {}),
+        (TypeError, "y must hold real numbers, got list", X, ["a", "b"], {}),
+        (TypeError, "y must be a plain tensor, got a MaskedTensor", X, masked_tensor(Y), {}),
+        (ValueError, "x must have rows without a masked", np.ma.masked_all((9, 2)), Y, {}),
         (TypeError, "y must hold real numbers", X, Y.to(torch.complex64), {}),
         (TypeError, "x must hold real numbers", np.array(["a", "b"]), Y, {}),
         (ValueError, r"x must have shape \(N, D\) or \(N,\)", X.reshape(2, 10, 2), Y, {}),

@@ -60,6 +60,7 @@ nitpick_ignore = [
     ("py:class", "Self"),
     # Names of type variables and private aliases in signatures.
     ("py:class", "ncfd.distributions.RuleT"),
+    ("py:class", "ncfd._arrays.SupportsArray"),
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
