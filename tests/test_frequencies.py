@@ -1,9 +1,11 @@
 """Where frequencies come from: laws, shapes, generators, and scales that stay in bounds."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
+import pydoc
 from collections.abc import Callable
 
 import numpy as np
@@ -474,3 +476,16 @@ def test_mixture_options() -> None:
         FrequencySampler(1, 8, fixed_norm=True)
     with pytest.raises(ValueError, match=r"\bdf\b.*0"):
         StudentTFrequencies(3, 8, df=0.0)
+
+
+# --- documentation ----------------------------------------------------------------------------
+
+
+@every_law
+def test_help_of_each_law_tells_all(law: str) -> None:
+    # What the laws share is written once; each still says all of it, and what is its own.
+    text = pydoc.plain(pydoc.render_doc(LAWS[law][0]))
+    for name in inspect.signature(LAWS[law][0]).parameters:
+        assert f"{name}: " in text, name
+    for part in ("Args:", "Returns", "Raises:", "Example:", "Source:", ">>> "):
+        assert text.count(part) >= 1, part

@@ -1,0 +1,67 @@
+"""What all samplers share: sizes, the call, and a scale bounded around its start.
+
+Letters: D features, F frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ncfd import _validation as check
+
+
+class _Frequencies(nn.Module):
+    """Sizes and the scale; subclasses draw."""
+
+    base_scale: Tensor
+
+    def __init__(
+        self, dim: int, num_frequencies: int, scale: float | Tensor, max_ratio: float
+    ) -> None:
+        super().__init__()
+        self.dim = check.check_count(dim, "dim")
+        self.num_frequencies = check.check_count(num_frequencies, "num_frequencies")
+        self.max_ratio = check.check_positive(max_ratio, "max_ratio")
+        if self.max_ratio <= 1:
+            raise ValueError(f"max_ratio must be greater than 1, got {max_ratio}")
+        self.register_buffer("base_scale", self._checked_scale(scale))  # (D,)
+
+    def _checked_scale(self, scale: float | Tensor) -> Tensor:
+        if isinstance(scale, Tensor):
+            value = check.check_floating(scale, "scale").detach().clone()
+            if value.shape not in ((), (self.dim,)):
+                raise ValueError(
+                    f"scale must be a number or have shape ({self.dim},), "
+                    f"got {check.describe(scale)}"
+                )
+            if value.is_meta:
+                raise ValueError(f"scale must have values, got {check.describe(scale)}")
+            if not bool((torch.isfinite(value) & (value > 0)).all()):
+                raise ValueError("scale must be positive and finite in every entry")
+            value = value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
+        else:
+            dtype = torch.float32
+            value = torch.tensor(check.check_positive(scale, "scale", dtype), dtype=dtype)
+        return value.expand(self.dim).clone()
+
+    def _bounded(self, raw: Tensor) -> Tensor:
+        """``scale · max_ratio ** tanh(raw)``: within a factor ``max_ratio`` of the start."""
+        return self.base_scale * torch.exp(math.log(self.max_ratio) * torch.tanh(raw))
+
+    def forward(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw frequencies.
+
+        Args:
+            generator: on the CPU, or on the module's device. Default: PyTorch's own.
+
+        Returns:
+            ``(F, D)`` on the module's device.
+        """
+        check.check_generator(generator, self.base_scale.device)
+        return self._sample(generator)
+
+    def _sample(self, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,140 @@
+"""ψ, the learned scale mixture.
+
+Letters: D features, F frequencies, K mixture components.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ncfd import _validation as check
+from ncfd.frequencies import _draws as draws
+from ncfd.frequencies._base import _Frequencies
+
+
+class FrequencySampler(_Frequencies):
+    r"""ψ: frequencies from a learned scale mixture of normals.
+
+    .. math::
+        t = \sigma_k \odot \varepsilon,\quad \varepsilon\sim N(0, I),\quad
+        \sigma_k = s\, r^{\tanh(\mathrm{net}(z_k))},\quad z_k\sim N(0, I)
+
+    A small network maps K noise vectors to K diagonal scales; each scale serves F/K draws of ε, all
+    distinct. The scales cannot run away: they stay within a factor ``max_ratio`` of ``scale``. The
+    network starts at ``σ = scale`` exactly, where ψ equals :class:`GaussianFrequencies`.
+
+    Args:
+        dim: D, the number of features.
+        num_frequencies: F, how many are drawn.
+        num_components: K in [1, F]. Default: ``ceil(F / 16)``, as in the paper.
+        scale: s, the starting standard deviation of the frequencies, in radians per unit of the
+            features: a positive number or ``(D,)``.
+        max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way.
+        hidden_dim: width of the network's layers. Default: ``dim``, as in the paper, but at
+            least 16 (a narrow layer norm leaves nothing to mix) and at most 256.
+        method: ``"random"``, ``"orthogonal"`` (blocks of D orthogonal rows with chi-distributed
+            lengths, before scaling) or ``"structured"`` draws of ε, see
+            :class:`GaussianFrequencies`.
+        fixed_norm: hold the root mean square of every component's scales over the coordinates at
+            that of ``scale``. ψ then chooses coordinates only: it cannot raise the loss by leaving
+            for higher frequencies, where finite samples always differ. A single scale may be up to
+            ``max_ratio²`` times its start.
+
+    Returns (of ``forward(generator=None)``):
+        ``(F, D)`` on the module's device, differentiable in the network's parameters. A CPU
+        generator gives the same numbers on every device.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> psi = FrequencySampler(dim=8, num_frequencies=64, scale=2.0)
+        >>> psi(torch.Generator().manual_seed(0)).shape
+        torch.Size([64, 8])
+
+    Source: the mixture of Wang et al., CVPR 2025, section 4.2, after Li et al., *RCF-GAN*, NeurIPS
+    2020. Bound and start are this package's.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_frequencies: int = 1024,
+        *,
+        num_components: int | None = None,
+        scale: float | Tensor = 1.0,
+        max_ratio: float = 4.0,
+        hidden_dim: int | None = None,
+        method: str = "random",
+        fixed_norm: bool = False,
+    ) -> None:
+        super().__init__(dim, num_frequencies, scale, max_ratio)
+        self.fixed_norm = check.check_flag(fixed_norm, "fixed_norm")
+        if self.fixed_norm and self.dim == 1:
+            raise ValueError("fixed_norm needs dim >= 2, got dim=1: nothing would be left to learn")
+        if num_components is None:
+            num_components = -(-self.num_frequencies // 16)
+        self.num_components = check.check_count(num_components, "num_components")
+        if self.num_components > self.num_frequencies:
+            raise ValueError(
+                f"num_components must be at most num_frequencies = {self.num_frequencies}, "
+                f"got {num_components}"
+            )
+        self.method = draws.check_method(method, ("random", "orthogonal", "structured"))
+        hidden = max(16, min(self.dim, 256)) if hidden_dim is None else hidden_dim
+        hidden = check.check_count(hidden, "hidden_dim")
+        self.network = nn.Sequential(
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden),
+            nn.LayerNorm(hidden),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, self.dim),
+        )
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.hidden_dim = hidden
+
+    def scales(self, generator: torch.Generator | None = None) -> Tensor:
+        """Standard deviations of freshly drawn components.
+
+        Args:
+            generator: source of the noise that the network maps to scales. Default: PyTorch's own.
+
+        Returns:
+            ``(K, D)``, positive, within a factor ``max_ratio`` of ``scale`` (its square with
+            ``fixed_norm``).
+        """
+        check.check_generator(generator, self.base_scale.device)
+        weight = next(self.network.parameters())
+        noise = draws.draw("normal", (self.num_components, self.hidden_dim), weight, generator)
+        # In float32 at least: frequencies in half precision would make phases 0.2 % wrong.
+        with torch.autocast(weight.device.type, enabled=False):
+            scales = self._bounded(self.network(noise.to(weight.dtype)))
+            if not self.fixed_norm:
+                return scales
+            # Relative to the largest, so that squares stay in range.
+            largest = self.base_scale.max()
+            wanted = (self.base_scale / largest).square().mean().sqrt()
+            return scales * (wanted / (scales / largest).square().mean(1, keepdim=True).sqrt())
+
+    def _sample(self, generator: torch.Generator | None) -> Tensor:
+        scales = self.scales(generator)
+        epsilon = draws.normal(self.num_frequencies, self.dim, self.method, scales, generator)
+        # Frequency f is of component f mod K, so that each has F/K draws, rounded. Repeated,
+        # not indexed: the gradient of an index adds in whatever order the threads come.
+        rounds = -(-self.num_frequencies // self.num_components)
+        return scales.repeat(rounds, 1)[: self.num_frequencies] * epsilon
+
+    def extra_repr(self) -> str:
+        """Sizes and options, for ``print``."""
+        return (
+            f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
+            f"num_components={self.num_components}, max_ratio={self.max_ratio:g}, "
+            f"method={self.method!r}, fixed_norm={self.fixed_norm}"
+        )
