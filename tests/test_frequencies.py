@@ -136,6 +136,42 @@ def test_double_precision_throughout(make: Callable[..., nn.Module]) -> None:
     assert (t != t.float().double()).any()
 
 
+HALVES = {
+    "half": lambda m: m.half(),
+    "bfloat16": lambda m: m.bfloat16(),
+    "to": lambda m: m.to(torch.float16),
+    "to, with a device": lambda m: m.to("cpu", torch.bfloat16),
+    "type": lambda m: m.type(torch.float16),
+}
+
+
+@every_sampler
+@pytest.mark.parametrize("to_half", HALVES.values(), ids=HALVES)
+def test_half_types_around_a_sampler_do_not_reach_it(
+    make: Callable[..., nn.Module], to_half: Callable[[nn.Module], nn.Module]
+) -> None:
+    sampler = stir(make(3, 40, scale=1e-8))
+    t, state = sampler(seeded()), copy.deepcopy(sampler.state_dict())
+    model = to_half(nn.Sequential(nn.Linear(3, 3), sampler))
+    assert model[0].weight.dtype.itemsize == 2
+    assert torch.equal(sampler(seeded()), t)
+    assert t.abs().max() > 0
+    for name, value in sampler.state_dict().items():
+        assert value.dtype == torch.float32, name
+        assert torch.equal(value, state[name]), name
+    # float64 is taken, and kept.
+    fine = model.double()[1](seeded())
+    assert fine.dtype == torch.float64
+    assert torch.equal(to_half(model)[1](seeded()), fine)
+
+
+@every_sampler
+def test_half_types_bring_their_device_only(make: Callable[..., nn.Module]) -> None:
+    meta = make(3, 40).to("meta", torch.float16)
+    for name, value in meta.state_dict().items():
+        assert (value.device.type, value.dtype) == ("meta", torch.float32), name
+
+
 @every_sampler
 def test_evaluation_mode_draws_the_same(make: Callable[..., nn.Module]) -> None:
     sampler = stir(make(3, 40))

@@ -6,6 +6,8 @@ Letters: D features, F frequencies.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -65,3 +67,14 @@ class _Frequencies(nn.Module):
 
     def _sample(self, generator: torch.Generator | None) -> Tensor:
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # ``.to``, ``.half``, ``.cuda`` and the like all pass here. Half types hold neither a scale
+        # of 1e-8 nor the steps by which one is learned: then only the device is taken over.
+        def wide(value: Tensor) -> Tensor:
+            applied = fn(value)
+            is_half = applied.is_floating_point() and applied.itemsize < 4
+            return value.to(applied.device) if is_half else applied
+
+        super()._apply(wide, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        return self
