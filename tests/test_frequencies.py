@@ -491,6 +491,101 @@ def test_every_parameter_of_the_mixture_learns() -> None:
         assert (p.grad != 0).any(), name
 
 
+def by_type(m: nn.Module) -> None:
+    if isinstance(m, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
+        nn.init.normal_(m.weight, 1.0, 5.0)
+
+
+def by_name(m: nn.Module) -> None:  # DCGAN's, and those that look for linear layers too
+    name = type(m).__name__
+    if any(name.find(part) != -1 for part in ("Conv", "Linear", "Norm")):
+        nn.init.normal_(m.weight.data, 1.0, 5.0)
+
+
+def by_weight(m: nn.Module) -> None:  # Xavier's, as tutorials have it
+    if hasattr(m, "weight") and m.weight.dim() > 1:
+        nn.init.xavier_uniform_(m.weight.data, 100.0)
+    if getattr(m, "bias", None) is not None:
+        m.bias.data.fill_(5.0)
+
+
+def by_method(m: nn.Module) -> None:
+    if hasattr(m, "reset_parameters"):
+        m.reset_parameters()
+
+
+@every_sampler
+@pytest.mark.parametrize("initialise", [by_type, by_name, by_weight, by_method])
+def test_a_strangers_initialiser_passes_by(
+    make: Callable[..., nn.Module], initialise: Callable[[nn.Module], None]
+) -> None:
+    sampler = stir(make(3, 40))
+    t = sampler(seeded())
+    net = nn.Sequential(nn.Linear(3, 3), sampler)
+    before = net[0].weight.detach().clone()
+    net.apply(initialise)
+    assert (net[0].weight != before).any()
+    assert torch.equal(sampler(seeded()), t)
+
+
+def written_out(hidden: int, dim: int) -> nn.Sequential:
+    """ψ's network of PyTorch's own layers, as version 0.1 held it."""
+    return nn.Sequential(
+        nn.Linear(hidden, hidden),
+        nn.LayerNorm(hidden),
+        nn.LeakyReLU(0.2),
+        nn.Linear(hidden, hidden),
+        nn.LayerNorm(hidden),
+        nn.LeakyReLU(0.2),
+        nn.Linear(hidden, dim),
+    )
+
+
+def test_the_network_is_the_layers_of_its_description() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        sampler = FrequencySampler(5, 16)
+        after = torch.rand(())
+        torch.manual_seed(3)
+        network = written_out(16, 5)
+        assert torch.equal(torch.rand(()), after)
+    nn.init.zeros_(network[-1].weight)
+    nn.init.zeros_(network[-1].bias)
+    # The same start from a seed, under the same names.
+    for (name, p), (other, q) in zip(
+        sampler.network.state_dict().items(), network.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(p, q), name
+    assert dict(sampler.network.named_parameters()).keys() == sampler.network.state_dict().keys()
+    stir(network)
+    sampler.network.load_state_dict(network.state_dict())
+    x = normal(21, 7, 16, dtype=torch.float32)
+    assert torch.equal(sampler.network(x), network(x))
+    assert torch.equal(sampler.network[-1].weight, network[-1].weight)
+    # A module stored whole by version 0.1 holds the layers themselves.
+    old = copy.deepcopy(sampler)
+    old.network = network
+    assert torch.equal(old(seeded()), sampler(seeded()))
+    state = {k: 2 * v.detach() for k, v in sampler.state_dict().items()}
+    swapped = torch.func.functional_call(sampler, state, (seeded(),))
+    sampler.load_state_dict(state)
+    assert torch.equal(swapped, sampler(seeded()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_default_type_widens_and_never_narrows(dtype: torch.dtype) -> None:
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        sampler = FrequencySampler(3, 16)
+        t = sampler(seeded())
+    finally:
+        torch.set_default_dtype(default)
+    assert t.dtype == torch.promote_types(dtype, torch.float32)
+    assert all(p.dtype == t.dtype for p in sampler.parameters())
+
+
 def test_autocast_does_not_reach_the_sampler() -> None:
     sampler = stir(FrequencySampler(8, 64))
     with torch.autocast("cpu", dtype=torch.bfloat16):

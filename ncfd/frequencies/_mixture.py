@@ -5,8 +5,11 @@ Letters: D features, F frequencies, K mixture components.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ncfd import _validation as check
 from ncfd.frequencies import _draws as draws
@@ -85,19 +88,7 @@ class FrequencySampler(_Frequencies):
         self.method = draws.check_method(method, ("random", "orthogonal", "structured"))
         hidden = max(16, min(self.dim, 256)) if hidden_dim is None else hidden_dim
         hidden = check.check_count(hidden, "hidden_dim")
-        self.network = nn.Sequential(
-            nn.Linear(hidden, hidden),
-            nn.LayerNorm(hidden),
-            nn.LeakyReLU(0.2),
-            nn.Linear(hidden, hidden),
-            nn.LayerNorm(hidden),
-            nn.LeakyReLU(0.2),
-            nn.Linear(hidden, self.dim),
-        )
-        last = self.network[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.network = _ScaleNetwork(hidden, self.dim)
         self.hidden_dim = hidden
 
     def scales(self, generator: torch.Generator | None = None) -> Tensor:
@@ -138,3 +129,62 @@ class FrequencySampler(_Frequencies):
             f"num_components={self.num_components}, max_ratio={self.max_ratio:g}, "
             f"method={self.method!r}, fixed_norm={self.fixed_norm}"
         )
+
+
+class _Layer(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+class _Weights(nn.Module):
+    """A weight and a bias that are stored under these names, but are no attributes.
+
+    ``net.apply(init)`` hands every module to ``init``, which then rewrites what is a
+    ``nn.Linear``, has ``Linear``, ``Norm`` or ``Conv`` in the name of its class, or has a
+    ``weight``. ψ's first step depends on its start: nothing of it is any of these.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, value in layer.named_parameters():
+            wide = torch.promote_types(value.dtype, torch.float32)  # of a half default type too
+            self.register_parameter(name, nn.Parameter(value.detach().to(wide)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _Layer._fields:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return super().__getattr__(name)
+
+
+class _ScaleNetwork(nn.Module):
+    """Three linear layers, with layer norms and LeakyReLU(0.2) between them; the last starts at 0.
+
+    ``network[-1].weight`` is that of the last layer, as in a ``nn.Sequential``; so are the names
+    under which it is stored.
+    """
+
+    def __init__(self, hidden: int, dim: int) -> None:
+        super().__init__()
+        layers = {  # PyTorch's own start
+            0: nn.Linear(hidden, hidden),
+            1: nn.LayerNorm(hidden),
+            3: nn.Linear(hidden, hidden),
+            4: nn.LayerNorm(hidden),
+            6: nn.Linear(hidden, dim),
+        }
+        for value in layers[6].parameters():
+            nn.init.zeros_(value)
+        for position, layer in layers.items():
+            self.add_module(str(position), _Weights(layer))
+
+    def __getitem__(self, index: int) -> _Layer:
+        weights = self._modules[str(range(7)[index])]
+        assert weights is not None
+        return _Layer(*(cast(Tensor, weights._parameters[n]) for n in _Layer._fields))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear, norm in ((0, 1), (3, 4)):
+            x = functional.linear(x, *self[linear])
+            x = functional.layer_norm(x, x.shape[-1:], *self[norm])
+            x = functional.leaky_relu(x, 0.2)
+        return functional.linear(x, *self[-1])
