@@ -263,6 +263,15 @@ def check_positive(value: object, name: str, dtype: torch.dtype = torch.float64)
     return number
 
 
+def check_between(value: object, name: str, low: float, high: float) -> float:
+    """A number in ``[low, high]``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number in [{low}, {high}], got {describe(value)}")
+    if not low <= cast(Any, value) <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+    return float(value)
+
+
 def check_generator(generator: Any, device: torch.device) -> None:
     """A generator on the module's device, or on the CPU (drawn there, then moved)."""
     if generator is None:

@@ -394,6 +394,115 @@ def test_learned_scale_is_positive_and_bounded(law: str) -> None:
             torch.testing.assert_close(sampler.scales(), torch.full((1, 3), expected))
 
 
+@pytest.mark.parametrize("ratio", [1.5, 4.0, 30.0, 1e6])
+def test_a_wide_bound_makes_no_step_longer(ratio: float) -> None:
+    law = GaussianFrequencies(1, 8, learnable=True, max_ratio=ratio).double()
+    psi = FrequencySampler(1, 8, num_components=1, max_ratio=ratio).double()
+    for sampler, raw in ((law, law.raw_scale), (psi, psi.network[-1].bias)):
+        (slope,) = torch.autograd.grad(sampler.scales(seeded()).log().sum(), raw)
+        np.testing.assert_allclose(slope, math.log(min(ratio, 4)), rtol=1e-12)
+        with torch.no_grad():
+            raw.fill_(0.3)
+        if ratio <= 4:  # what is stored keeps its meaning
+            np.testing.assert_allclose(
+                sampler.scales(seeded()).detach(), [[ratio ** math.tanh(0.3)]], rtol=1e-12
+            )
+
+
+def test_default_bounds() -> None:
+    # An adversary has to be able to find its scale from a start that is thirty times off.
+    sampler = FrequencySampler(3, 64, scale=2.0)
+    with torch.no_grad():
+        sampler.network[-1].bias.copy_(torch.tensor([-1e4, 0.0, 1e4]))
+    torch.testing.assert_close(sampler.scales()[0], torch.tensor([2 / 30, 2.0, 60.0]))
+
+
+# --- spread -----------------------------------------------------------------------------------
+
+
+@every_sampler
+def test_spread_multiplies_rows_by_a_stratified_log_normal(make: Callable[..., nn.Module]) -> None:
+    plain, spread = (make(3, 64, spread=v).double() for v in (0, 0.7))
+
+    def factors(seed: int) -> np.ndarray:
+        # Drawn after all else: by ψ after the noise of its network, by the laws after the rows.
+        rows = [
+            m.scales(seeded(seed)) if isinstance(m, FrequencySampler) else m(seeded(seed))
+            for m in (spread, plain)
+        ]
+        ratio = (rows[0] / rows[1]).detach().numpy()
+        np.testing.assert_allclose(ratio, ratio[:, :1].repeat(3, 1), rtol=1e-9)
+        return ratio[:, 0]
+
+    first, second = factors(0), factors(1)
+    assert (first != second).all()  # fresh at each draw
+    for factor in (first, second):
+        count = len(factor)
+        level = scipy.stats.norm.cdf(np.log(factor) / 0.7) * count
+        # One in each of equally likely strata: exactly normal together, with next to no noise.
+        assert (np.floor(level) == np.arange(count)).all()
+        assert scipy.stats.kstest(level % 1, "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.5])
+def test_spread_is_a_mixture_of_kernels(spread: float) -> None:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    weights /= weights.sum()
+    delta = np.array([0.1, 0.5, 1.0, 2.0])
+    expected = np.exp(-0.5 * np.outer(delta, np.exp(spread * nodes)) ** 2) @ weights
+    for sampler in (
+        GaussianFrequencies(2, 4096, spread=spread, method="sobol"),
+        GaussianFrequencies(2, 4096, spread=spread, method="orthogonal"),
+        FrequencySampler(2, 4096, spread=spread, method="orthogonal"),
+    ):
+        generator = seeded(3)
+        with torch.no_grad():
+            t = torch.stack([sampler(generator)[:, 0] for _ in range(40)]).double()
+        cosines = torch.cos(t.unsqueeze(-1) * torch.from_numpy(delta)).mean(1).numpy()
+        error = np.abs(cosines.mean(0) - expected)
+        # Five of the mean's standard errors, from the draws themselves.
+        assert (error < 5 * cosines.std(0) / math.sqrt(40) + 1e-5).all(), type(sampler)
+
+
+def test_spread_has_next_to_no_noise_of_its_own() -> None:
+    # The kernel of 64 components, over draws: stratified against independent normals.
+    sampler = FrequencySampler(1, 64, num_components=64, spread=0.7).double()
+    generator = seeded(4)
+    with torch.no_grad():
+        scales = torch.stack([sampler.scales(generator)[:, 0] for _ in range(400)]).numpy()
+    kernel = np.exp(-0.5 * scales**2).mean(1)
+    independent = np.exp(0.7 * np.random.default_rng(5).normal(size=(400, 64)))
+    assert kernel.std() < 0.05 * np.exp(-0.5 * independent**2).mean(1).std()
+
+
+@every_sampler
+def test_no_spread_is_the_law_itself(make: Callable[..., nn.Module]) -> None:
+    assert torch.equal(make(3, 40, spread=0)(seeded()), make(3, 40)(seeded()))
+    text = repr(make(3, 40, spread=0.5))
+    assert "spread=0.5" in text
+    for bad, kind in (
+        (-0.1, ValueError),
+        (math.nan, ValueError),
+        (11, ValueError),
+        ("1", TypeError),
+    ):
+        with pytest.raises(kind, match="spread"):
+            make(3, 40, spread=bad)
+    with torch.no_grad():  # the widest still holds numbers
+        assert make(3, 4096, spread=10)(seeded()).isfinite().all()
+
+
+def test_held_norm_holds_around_the_spread() -> None:
+    options = {"num_components": 16, "fixed_norm": True}
+    plain = stir(FrequencySampler(4, 64, **options))
+    spread = stir(FrequencySampler(4, 64, spread=0.7, **options))
+    norms = [m.scales(seeded()).double().square().mean(1).sqrt().detach() for m in (plain, spread)]
+    np.testing.assert_allclose(norms[0], 1, rtol=1e-5)
+    assert (plain.scales(seeded()) <= 2 * (1 + 1e-5)).all()  # √D, where max_ratio² is 900
+    assert (norms[1][1:] > norms[1][:-1]).all()
+    assert 2 < norms[1][-1] < 10
+
+
 # --- the scale mixture ------------------------------------------------------------------------
 
 

@@ -383,6 +383,9 @@ def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: 
             return None
         if a["max_ratio"] <= 1:
             return None
+        v = a["spread"]
+        if not isinstance(v, numbers.Real) or type(v) is bool or not 0 <= v <= 10:
+            return None
         if isinstance(a["scale"], Tensor):
             s = a["scale"]
             if not (is_real(s) and s.shape in ((), (a["dim"],)) and not s.is_meta):
@@ -400,6 +403,7 @@ def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: 
         return (a["num_frequencies"], a["dim"]) if is_generator(a["generator"]) else None
 
     valid = {"dim": D, "num_frequencies": F, "scale": 1.0, "max_ratio": 4.0, "method": "random"}
+    valid["spread"] = 0.0
     return Case(draw_from(sampler), lambda: valid | {"generator": None} | changes, shape)
 
 

@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from ncfd import _validation as check
 
+#: A step of a raw scale multiplies a scale by 4 to that step, or by less within narrower bounds.
+_PACE = math.log(4)
+
 
 class _Frequencies(nn.Module):
     """Sizes and the scale; subclasses draw."""
 
     base_scale: Tensor
+    spread = 0.0  # of modules stored by earlier versions
 
     def __init__(
-        self, dim: int, num_frequencies: int, scale: float | Tensor, max_ratio: float
+        self,
+        dim: int,
+        num_frequencies: int,
+        scale: float | Tensor,
+        max_ratio: float,
+        spread: float,
     ) -> None:
         super().__init__()
         self.dim = check.check_count(dim, "dim")
@@ -29,6 +38,7 @@ class _Frequencies(nn.Module):
         self.max_ratio = check.check_positive(max_ratio, "max_ratio")
         if self.max_ratio <= 1:
             raise ValueError(f"max_ratio must be greater than 1, got {max_ratio}")
+        self.spread = check.check_between(spread, "spread", 0, 10)
         self.register_buffer("base_scale", self._checked_scale(scale))  # (D,)
 
     def _checked_scale(self, scale: float | Tensor) -> Tensor:
@@ -50,8 +60,13 @@ class _Frequencies(nn.Module):
         return value.expand(self.dim).clone()
 
     def _bounded(self, raw: Tensor) -> Tensor:
-        """``scale · max_ratio ** tanh(raw)``: within a factor ``max_ratio`` of the start."""
-        return self.base_scale * torch.exp(math.log(self.max_ratio) * torch.tanh(raw))
+        """A scale for each entry of ``raw``: ``scale`` at 0, within a factor ``max_ratio`` of it.
+
+        ``scale · max_ratio ** tanh(raw)``, but a wide bound does not make the steps longer: an
+        optimizer's step of ``raw`` is the same factor near the start for every ratio from 4 on.
+        """
+        bound = math.log(self.max_ratio)
+        return self.base_scale * torch.exp(bound * torch.tanh(min(1.0, _PACE / bound) * raw))
 
     def forward(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw frequencies.

@@ -78,6 +78,18 @@ def normal(
     return rows[:num_frequencies]
 
 
+def spread(count: int, deviation: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """``(count, 1)`` factors ``exp(deviation · z)``, z normal, one from each of ``count`` strata.
+
+    Together they are the log-normal law: a mean over them has its expectation, whatever is
+    averaged (fixed quantiles would cut its tails off). As each stratum is met once, the mean of
+    something smooth varies far less than over independent draws. In rising order.
+    """
+    uniform = draw("uniform", (count, 1), like, generator)
+    strata = torch.arange(count, device=uniform.device, dtype=uniform.dtype).unsqueeze(1)
+    return torch.exp(deviation * normal_quantile((strata + uniform) / count))
+
+
 def _structured(
     num_frequencies: int, dim: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:

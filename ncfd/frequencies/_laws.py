@@ -25,7 +25,12 @@ _LAST_ARGUMENTS = """
     learnable: learn the diagonal scale, as the adversary's side of the game.
     method: ``"random"``, ``"orthogonal"``, ``"structured"`` or ``"sobol"``; see
         :class:`GaussianFrequencies`.
-    max_ratio: a learned scale stays within this factor of ``scale``.
+    max_ratio: a learned scale stays within this factor of ``scale``. From 4 on it does not change
+        how far a step of the optimizer goes near the start.
+    spread: in [0, 10]. Each frequency is multiplied by ``exp(spread · z)``, z normal: a mixture
+        of scales, log-normal around ``scale`` and so with heavy tails. The z are stratified (one
+        from each of F equal shares of the normal law, fresh at each call), which leaves the law
+        exact and almost no noise of their own. Rows then come in rising order of that factor.
 
 Returns (of ``forward(generator=None)``):
     ``(F, D)`` on the module's device; a CPU generator gives the same numbers on every device.
@@ -59,8 +64,9 @@ class _FixedLaw(_Frequencies):
         learnable: bool = False,
         method: str = "random",
         max_ratio: float = 4.0,
+        spread: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_frequencies, scale, max_ratio)
+        super().__init__(dim, num_frequencies, scale, max_ratio, spread)
         self.learnable = check.check_flag(learnable, "learnable")
         self.method = draws.check_method(method, draws.METHODS)
         if self.method == "sobol" and self.dim + self._more_dims > draws.SOBOL_DIMS:
@@ -74,7 +80,7 @@ class _FixedLaw(_Frequencies):
         )
 
     def scales(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """The scale now.
+        """The scale now, around which ``spread`` spreads.
 
         Args:
             generator: taken, like ψ's ``scales``, and ignored: nothing is drawn.
@@ -87,7 +93,12 @@ class _FixedLaw(_Frequencies):
 
     def _sample(self, generator: torch.Generator | None) -> Tensor:
         scale = self.scales()
-        return scale * self._standard(scale, generator).to(scale.dtype)
+        t = scale * self._standard(scale, generator).to(scale.dtype)
+        if self.spread:
+            # In rising order, so that the rows of an orthogonal block are of nearly one length,
+            # and that a Sobol sequence gets the dimension it lacks.
+            t = t * draws.spread(self.num_frequencies, self.spread, t, generator)
+        return t
 
     def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         raise NotImplementedError
@@ -96,7 +107,7 @@ class _FixedLaw(_Frequencies):
         """Sizes and options, for ``print``."""
         return (
             f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
-            f"learnable={self.learnable}, method={self.method!r}"
+            f"learnable={self.learnable}, method={self.method!r}, spread={self.spread:g}"
         )
 
 
@@ -155,6 +166,7 @@ class StudentTFrequencies(_FixedLaw):
         learnable: bool = False,
         method: str = "random",
         max_ratio: float = 4.0,
+        spread: float = 0.0,
     ) -> None:
         self.df = check.check_positive(df, "df")
         super().__init__(
@@ -164,6 +176,7 @@ class StudentTFrequencies(_FixedLaw):
             learnable=learnable,
             method=method,
             max_ratio=max_ratio,
+            spread=spread,
         )
 
     def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -25,7 +25,8 @@ class FrequencySampler(_Frequencies):
 
     A small network maps K noise vectors to K diagonal scales; each scale serves F/K draws of ε, all
     distinct. The scales cannot run away: they stay within a factor ``max_ratio`` of ``scale``. The
-    network starts at ``σ = scale`` exactly, where ψ equals :class:`GaussianFrequencies`.
+    network starts at ``σ = scale`` exactly, where ψ equals :class:`GaussianFrequencies` (with the
+    same ``spread``: its fixed mixture).
 
     Args:
         dim: D, the number of features.
@@ -33,7 +34,10 @@ class FrequencySampler(_Frequencies):
         num_components: K in [1, F]. Default: ``ceil(F / 16)``, as in the paper.
         scale: s, the starting standard deviation of the frequencies, in radians per unit of the
             features: a positive number or ``(D,)``.
-        max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way.
+        max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way. From 4 on it
+            does not change how far a step of the optimizer goes near the start: one of Adam at
+            rate η moves all scales together by a factor of up to about ``exp(110 η)`` with the
+            layers' 256 units, ``exp(10 η)`` with 16.
         hidden_dim: width of the network's layers. Default: ``dim``, as in the paper, but at
             least 16 (a narrow layer norm leaves nothing to mix) and at most 256.
         method: ``"random"``, ``"orthogonal"`` (blocks of D orthogonal rows with chi-distributed
@@ -42,7 +46,11 @@ class FrequencySampler(_Frequencies):
         fixed_norm: hold the root mean square of every component's scales over the coordinates at
             that of ``scale``. ψ then chooses coordinates only: it cannot raise the loss by leaving
             for higher frequencies, where finite samples always differ. A single scale may be up to
-            ``max_ratio²`` times its start.
+            ``max_ratio²`` times its start, and no more than ``√D`` times that root mean square.
+        spread: in [0, 10]. Component k is multiplied by ``exp(spread · z_k)``, z_k normal: from
+            the start a mixture of scales, log-normal around ``scale``. The z_k are stratified (one
+            from each of K equal shares of the normal law, fresh at each call), which leaves the
+            law exact and almost no noise of their own. 0: all components start alike.
 
     Returns (of ``forward(generator=None)``):
         ``(F, D)`` on the module's device, differentiable in the network's parameters. A CPU
@@ -68,12 +76,13 @@ class FrequencySampler(_Frequencies):
         *,
         num_components: int | None = None,
         scale: float | Tensor = 1.0,
-        max_ratio: float = 4.0,
+        max_ratio: float = 30.0,
         hidden_dim: int | None = None,
         method: str = "random",
         fixed_norm: bool = False,
+        spread: float = 0.0,
     ) -> None:
-        super().__init__(dim, num_frequencies, scale, max_ratio)
+        super().__init__(dim, num_frequencies, scale, max_ratio, spread)
         self.fixed_norm = check.check_flag(fixed_norm, "fixed_norm")
         if self.fixed_norm and self.dim == 1:
             raise ValueError("fixed_norm needs dim >= 2, got dim=1: nothing would be left to learn")
@@ -99,7 +108,7 @@ class FrequencySampler(_Frequencies):
 
         Returns:
             ``(K, D)``, positive, within a factor ``max_ratio`` of ``scale`` (its square with
-            ``fixed_norm``).
+            ``fixed_norm``), times the component's ``exp(spread · z_k)``.
         """
         check.check_generator(generator, self.base_scale.device)
         weight = next(self.network.parameters())
@@ -107,12 +116,14 @@ class FrequencySampler(_Frequencies):
         # In float32 at least: frequencies in half precision would make phases 0.2 % wrong.
         with torch.autocast(weight.device.type, enabled=False):
             scales = self._bounded(self.network(noise.to(weight.dtype)))
-            if not self.fixed_norm:
-                return scales
-            # Relative to the largest, so that squares stay in range.
-            largest = self.base_scale.max()
-            wanted = (self.base_scale / largest).square().mean().sqrt()
-            return scales * (wanted / (scales / largest).square().mean(1, keepdim=True).sqrt())
+            if self.fixed_norm:
+                # Relative to the largest, so that squares stay in range.
+                largest = self.base_scale.max()
+                wanted = (self.base_scale / largest).square().mean().sqrt()
+                scales = scales * (wanted / (scales / largest).square().mean(1, True).sqrt())
+            if self.spread:
+                scales = scales * draws.spread(len(scales), self.spread, scales, generator)
+            return scales
 
     def _sample(self, generator: torch.Generator | None) -> Tensor:
         scales = self.scales(generator)
@@ -127,7 +138,7 @@ class FrequencySampler(_Frequencies):
         return (
             f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
             f"num_components={self.num_components}, max_ratio={self.max_ratio:g}, "
-            f"method={self.method!r}, fixed_norm={self.fixed_norm}"
+            f"method={self.method!r}, fixed_norm={self.fixed_norm}, spread={self.spread:g}"
         )
 
 
