@@ -417,6 +417,195 @@ def test_default_bounds() -> None:
     torch.testing.assert_close(sampler.scales()[0], torch.tensor([2 / 30, 2.0, 60.0]))
 
 
+# --- a size learned at the first call ---------------------------------------------------------
+
+
+@every_law
+@every_method
+def test_size_is_that_of_the_first_real_samples(law: str, method: str) -> None:
+    lazy = LAWS[law][0](num_frequencies=40, scale=0.5, method=method)
+    for bad in (lazy, lazy.scales):
+        with pytest.raises(ValueError, match=r"dim=None.*real=samples"):
+            bad()
+    assert "dim=None" in repr(lazy)
+    sized = LAWS[law][0](5, 40, scale=0.5, method=method)
+    for shape in ((7, 5), (2, 3, 7, 5), (0, 5)):  # a process's part may be empty
+        t = copy.deepcopy(lazy)(seeded(), real=torch.ones(shape))
+        assert torch.equal(t, sized(seeded()))
+    lazy(real=torch.ones(7, 5))
+    assert torch.equal(lazy(seeded()), sized(seeded()))  # and now without
+    assert lazy.scales().shape == (1, 5)
+    assert repr(lazy) == repr(sized)
+    assert lazy.state_dict().keys() == sized.state_dict().keys()
+    with pytest.raises(ValueError, match=r"real must have 5 features.*\(7, 4\)"):
+        lazy(real=torch.ones(7, 4))
+
+
+def test_size_of_a_scale_is_the_size() -> None:
+    law = GaussianFrequencies(num_frequencies=8, scale=torch.tensor([1.0, 2.0, 3.0]))
+    assert law.dim == 3
+    assert law(seeded()).shape == (8, 3)
+    assert GaussianFrequencies(scale=torch.tensor(2.0)).dim is None
+
+
+def test_what_cannot_wait_for_the_size_says_so() -> None:
+    with pytest.raises(ValueError, match=r"learnable=True needs dim.*LaplaceFrequencies.like"):
+        LaplaceFrequencies(learnable=True)
+    with pytest.raises(TypeError, match=r"dim must be an int.*FrequencySampler.like"):
+        FrequencySampler(None)
+    with pytest.raises(ValueError, match=r"sobol.*30000"):
+        GaussianFrequencies(method="sobol")(real=torch.ones(2, 30_000))
+    for bad, kind in (
+        ([1.0], TypeError),
+        (torch.ones(3), ValueError),
+        (torch.ones(3, 0), ValueError),
+    ):
+        with pytest.raises(kind, match="real"):
+            GaussianFrequencies()(real=bad)
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save", "state_dict"])
+def test_copies_before_and_after_the_first_call(how: str, called: bool) -> None:
+    real = normal(30, 9, 4, dtype=torch.float32)
+    law = StudentTFrequencies(num_frequencies=12, scale=0.3, df=2.0)
+    if called:
+        law(real=real)
+    if how == "deepcopy":
+        other = copy.deepcopy(law)
+    elif how == "pickle":
+        other = pickle.loads(pickle.dumps(law))
+    elif how == "torch.save":
+        file = io.BytesIO()
+        torch.save(law, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    else:
+        other = StudentTFrequencies(num_frequencies=12, df=2.0)
+        other.load_state_dict(law.state_dict())
+    assert other.dim == (4 if called else None)
+    assert torch.equal(other(seeded(), real=real), law(seeded(), real=real))
+
+
+def test_states_of_laws_with_and_without_a_size() -> None:
+    sized = nn.Sequential(GaussianFrequencies(3, 8, scale=torch.tensor([1.0, 2.0, 3.0])))
+    unsized = nn.Sequential(GaussianFrequencies(num_frequencies=8))
+    unsized.load_state_dict(sized.state_dict())
+    assert torch.equal(unsized(seeded()), sized(seeded()))
+    # Stored before the first call, loaded after it: one number for all features.
+    early = nn.Sequential(GaussianFrequencies(num_frequencies=8, scale=5.0)).state_dict()
+    sized.load_state_dict(early)
+    assert torch.equal(sized(seeded()), GaussianFrequencies(3, 8, scale=5.0)(seeded()))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        unsized.load_state_dict(GaussianFrequencies(4, 8).state_dict(prefix="0."))
+
+
+def test_types_and_devices_before_the_first_call() -> None:
+    real = torch.ones(4, 3)
+    assert GaussianFrequencies().double()(real=real).dtype == torch.float64
+    assert GaussianFrequencies().half()(real=real.half()).dtype == torch.float32
+    away = GaussianFrequencies()(real=real.to("meta"))  # where the samples are
+    assert away.device.type == "meta"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("moved", [False, True])
+def test_size_brings_the_device(moved: bool) -> None:
+    law = GaussianFrequencies(num_frequencies=8, scale="median")
+    law = law.cuda() if moved else law
+    t = law(seeded(), real=torch.randn(20, 3, device="cuda"))
+    assert t.device.type == law.base_scale.device.type == "cuda"
+
+
+@every_sampler
+def test_like_takes_size_and_device_from_features(make: Callable[..., nn.Module]) -> None:
+    sampler = make(3, 40)
+    kind, options = type(sampler), {"method": sampler.method}
+    like = kind.like(normal(31, 2, 9, 3), 40, scale=0.5, **options)
+    assert isinstance(like, kind)
+    assert torch.equal(like(seeded()), make(3, 40, scale=0.5)(seeded()))
+    assert kind.like(torch.ones(5, 3), **options).num_frequencies == 1024
+    away = kind.like(torch.ones(5, 3, device="meta"), **options)
+    assert all(v.device.type == "meta" for v in away.state_dict().values())
+    for bad, error in (
+        (torch.ones(3), ValueError),
+        (torch.ones(2, 3).long(), TypeError),
+        (3, TypeError),
+    ):
+        with pytest.raises(error, match="features"):
+            kind.like(bad, **options)
+
+
+def test_size_is_learned_inside_a_graph() -> None:
+    x = normal(32, 20, 3, dtype=torch.float32)
+
+    class Loss(nn.Module):
+        def __init__(self, law: nn.Module) -> None:
+            super().__init__()
+            self.law = law
+
+        def forward(self, x: Tensor) -> Tensor:
+            return ncfd_loss(x, x + 1, self.law(real=x))
+
+    for scale in (1.0, "median"):
+        torch.compiler.reset()
+        loss = Loss(GaussianFrequencies(num_frequencies=8, scale=scale))
+        graph = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            assert graph(x).isfinite()
+            assert loss.law.base_scale.shape == (3,)
+
+
+# --- a scale from the data --------------------------------------------------------------------
+
+
+@every_sampler
+def test_median_scale_is_that_of_the_call(make: Callable[..., nn.Module]) -> None:
+    sampler, unit = make(3, 40, scale="median"), make(3, 40)
+    assert sampler.relative
+    assert not unit.relative
+    assert "scale='median'" in repr(sampler)
+    for size in (1e-20, 0.1, 50.0):  # nothing is left of the call before
+        real = size * normal(33, 21, 3, dtype=torch.float32)
+        factor = 1 / np.median(scipy.spatial.distance.pdist(real.double()))
+        t = sampler(seeded(), real=real)
+        assert t.dtype == torch.float32
+        torch.testing.assert_close(t, factor * unit(seeded()), rtol=1e-5, atol=0)
+    assert sampler.state_dict().keys() == unit.state_dict().keys()
+    with pytest.raises(ValueError, match=r"scale='median'.*real=samples"):
+        sampler(seeded())
+    # What the loss asks for, to scale the rows instead.
+    assert torch.equal(sampler(seeded(), rows_scaled=True), unit(seeded()))
+    assert torch.equal(sampler(seeded(), real=real, rows_scaled=True), unit(seeded()))
+    assert torch.equal(unit(seeded(), real=real), unit(seeded()))
+
+
+def test_median_scale_of_a_batch_is_one_for_each_set() -> None:
+    real = normal(34, 2, 21, 3) * torch.tensor([1.0, 7.0]).view(2, 1, 1)
+    law = GaussianFrequencies(num_frequencies=8, scale="median")
+    t = law(seeded(), real=real)
+    assert t.shape == (2, 8, 3)
+    for k in range(2):
+        torch.testing.assert_close(t[k], law(seeded(), real=real[k]))
+    # ⟨s t, x⟩ = ⟨t, s x⟩
+    factor = [1 / np.median(scipy.spatial.distance.pdist(x)) for x in real]
+    scaled = real * torch.tensor(factor).view(2, 1, 1)
+    y = normal(35, 2, 9, 3)
+    unit = law(seeded(), real=real, rows_scaled=True)
+    torch.testing.assert_close(
+        ncfd_loss(real, y, t), ncfd_loss(scaled, y * scaled[:, :1, :1] / real[:, :1, :1], unit)
+    )
+
+
+def test_median_scale_learns_around_that_of_the_data() -> None:
+    real = 100 * normal(36, 21, 3, dtype=torch.float32)
+    law = GaussianFrequencies.like(real, 8, scale="median", learnable=True)
+    ncfd_loss(real, 2 * real, law(seeded(), real=real)).backward()
+    assert (law.raw_scale.grad != 0).all()
+    with pytest.raises(TypeError, match=r"scale.*'median'.*'mean'"):
+        GaussianFrequencies(3, scale="mean")
+
+
 # --- spread -----------------------------------------------------------------------------------
 
 

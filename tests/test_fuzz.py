@@ -375,6 +375,8 @@ def draw_from(sampler: type[nn.Module]) -> Callable[..., Tensor]:
 
 def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: Any) -> Case:
     def shape(a: Arguments) -> Shape | None:
+        if a["dim"] is None and "learnable" in a and is_real(a["scale"]) and a["scale"].ndim == 1:
+            a = a | {"dim": len(a["scale"])}  # of a scale for each feature
         counts = [a["dim"], a["num_frequencies"]]
         counts += [a[n] for n in ("num_components", "hidden_dim") if a.get(n) is not None]
         if not all(is_count(c) and c < 2**31 for c in counts):
@@ -663,9 +665,15 @@ CASES = {
         ncfd.FrequencySampler, FIXED[:2], num_components=2, hidden_dim=4
     ),
     "GaussianFrequencies": sampler_case(ncfd.GaussianFrequencies, FIXED, learnable=True),
-    "StudentTFrequencies": sampler_case(ncfd.StudentTFrequencies, FIXED, df=3.0),
-    "LaplaceFrequencies": sampler_case(ncfd.LaplaceFrequencies, FIXED, scale=torch.ones(D)),
-    "UniformFrequencies": sampler_case(ncfd.UniformFrequencies, FIXED, method="sobol"),
+    "StudentTFrequencies": sampler_case(
+        ncfd.StudentTFrequencies, FIXED, df=3.0, learnable=False, spread=0.5
+    ),
+    "LaplaceFrequencies": sampler_case(
+        ncfd.LaplaceFrequencies, FIXED, scale=torch.ones(D), learnable=False
+    ),
+    "UniformFrequencies": sampler_case(
+        ncfd.UniformFrequencies, FIXED, method="sobol", learnable=False
+    ),
     "CharacteristicFunction": Case(
         stream,
         lambda: {"t": T, "num_groups": None, "x": normal(N, D), "groups": None, "weights": None},

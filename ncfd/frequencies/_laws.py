@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,19 @@ from torch import Tensor, nn
 from ncfd import _validation as check
 from ncfd._devices import widest_float
 from ncfd.frequencies import _draws as draws
-from ncfd.frequencies._base import _Frequencies
+from ncfd.frequencies._base import _Scaled
 
 # What the docstrings of all laws say alike, around what each says of its own.
+_RELATIVE = """\
+With ``scale="median"`` the scale is one over the median distance between the real samples, those
+of each call alone: nothing is remembered from one call to the next. The module's ``relative`` is
+then True. :class:`ncfd.NCFDLoss` takes one factor for each group, or set of a batch; a direct call
+takes ``real=``.
+
+"""
 _FIRST_ARGUMENTS = """\
-    dim: D, the number of features.
+    dim: D, the number of features. None: that of the first call's ``real``, on whose device the
+        frequencies then are; ``NCFDLoss(%s())`` needs no more.
     num_frequencies: F, how many are drawn.
 """
 _LAST_ARGUMENTS = """
@@ -32,7 +41,7 @@ _LAST_ARGUMENTS = """
         from each of F equal shares of the normal law, fresh at each call), which leaves the law
         exact and almost no noise of their own. Rows then come in rising order of that factor.
 
-Returns (of ``forward(generator=None)``):
+Returns (of ``forward(generator=None, *, real=None)``):
     ``(F, D)`` on the module's device; a CPU generator gives the same numbers on every device.
 
 Raises:
@@ -41,7 +50,7 @@ Raises:
 """
 
 
-class _FixedLaw(_Frequencies):
+class _FixedLaw(_Scaled):
     """A law with a diagonal scale, fixed or learned; subclasses draw its standard form."""
 
     #: How many uniform numbers a row takes beside one for each feature.
@@ -52,27 +61,27 @@ class _FixedLaw(_Frequencies):
         before, arguments, own = doc.partition("Args:\n")
         own, rest, after = own.partition("\n\nExample:\n")
         if arguments and rest:
-            first, last = _FIRST_ARGUMENTS, _LAST_ARGUMENTS
-            cls.__doc__ = f"{before}{arguments}{first}{own}{last}\nExample:\n{after}"
+            first, last = _FIRST_ARGUMENTS % cls.__name__, _LAST_ARGUMENTS
+            cls.__doc__ = f"{before}{_RELATIVE}{arguments}{first}{own}{last}\nExample:\n{after}"
 
     def __init__(
         self,
-        dim: int,
+        dim: int | None = None,
         num_frequencies: int = 1024,
         *,
-        scale: float | Tensor = 1.0,
+        scale: float | Tensor | Literal["median"] = 1.0,
         learnable: bool = False,
         method: str = "random",
         max_ratio: float = 4.0,
         spread: float = 0.0,
     ) -> None:
+        self.method = draws.check_method(method, draws.METHODS)  # what `dim` is checked against
         super().__init__(dim, num_frequencies, scale, max_ratio, spread)
         self.learnable = check.check_flag(learnable, "learnable")
-        self.method = draws.check_method(method, draws.METHODS)
-        if self.method == "sobol" and self.dim + self._more_dims > draws.SOBOL_DIMS:
+        if learnable and self.dim is None:
             raise ValueError(
-                f"method='sobol' covers at most {draws.SOBOL_DIMS} dimensions, "
-                f"got dim={self.dim}; use 'orthogonal'"
+                "learnable=True needs dim, got None: an optimizer has to see the parameter before "
+                f"the first call; {type(self).__name__}.like(features) takes it from features"
             )
         self.raw_scale: nn.Parameter | None
         self.register_parameter(
@@ -88,27 +97,33 @@ class _FixedLaw(_Frequencies):
         Returns:
             ``(1, D)``, positive.
         """
+        self._known_dim()
         scale = self.base_scale if self.raw_scale is None else self._bounded(self.raw_scale)
         return scale.unsqueeze(0)
 
-    def _sample(self, generator: torch.Generator | None) -> Tensor:
+    def _settle(self, dim: int, device: torch.device | None = None) -> None:
+        if self.method == "sobol" and dim + self._more_dims > draws.SOBOL_DIMS:
+            raise ValueError(
+                f"method='sobol' covers at most {draws.SOBOL_DIMS} dimensions, got dim={dim}; "
+                "use 'orthogonal'"
+            )
+        super()._settle(dim, device)
+
+    def _sample(self, dim: int, generator: torch.Generator | None) -> Tensor:
         scale = self.scales()
-        t = scale * self._standard(scale, generator).to(scale.dtype)
+        t = scale * self._standard(dim, scale, generator).to(scale.dtype)
         if self.spread:
             # In rising order, so that the rows of an orthogonal block are of nearly one length,
             # and that a Sobol sequence gets the dimension it lacks.
             t = t * draws.spread(self.num_frequencies, self.spread, t, generator)
         return t
 
-    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _standard(self, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Sizes and options, for ``print``."""
-        return (
-            f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
-            f"learnable={self.learnable}, method={self.method!r}, spread={self.spread:g}"
-        )
+        return f"{super().extra_repr()}, learnable={self.learnable}"
 
 
 class GaussianFrequencies(_FixedLaw):
@@ -124,8 +139,8 @@ class GaussianFrequencies(_FixedLaw):
     helps in low dimension only.
 
     Args:
-        scale: a positive number or ``(D,)``, the standard deviation, in radians per unit of the
-            features.
+        scale: a positive number, ``(D,)`` or ``"median"``, the standard deviation, in
+            radians per unit of the features.
 
     Example:
         >>> GaussianFrequencies(4, 16)(torch.Generator().manual_seed(0)).shape
@@ -135,16 +150,16 @@ class GaussianFrequencies(_FixedLaw):
     orthogonal and structured: Yu et al., *Orthogonal random features*, NIPS 2016.
     """
 
-    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        return draws.normal(self.num_frequencies, self.dim, self.method, like, generator)
+    def _standard(self, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        return draws.normal(self.num_frequencies, dim, self.method, like, generator)
 
 
 class StudentTFrequencies(_FixedLaw):
     """Multivariate Student-t frequencies: heavy tails, the Matérn kernel of smoothness ``df / 2``.
 
     Args:
-        scale: a positive number or ``(D,)``: each coordinate is ``scale`` times a Student-t
-            variable.
+        scale: a positive number, ``(D,)`` or ``"median"``: each coordinate is ``scale`` times
+            a Student-t variable.
         df: degrees of freedom, positive; 1 is the Cauchy law.
 
     Example:
@@ -158,10 +173,10 @@ class StudentTFrequencies(_FixedLaw):
 
     def __init__(
         self,
-        dim: int,
+        dim: int | None = None,
         num_frequencies: int = 1024,
         *,
-        scale: float | Tensor = 1.0,
+        scale: float | Tensor | Literal["median"] = 1.0,
         df: float = 3.0,
         learnable: bool = False,
         method: str = "random",
@@ -179,14 +194,14 @@ class StudentTFrequencies(_FixedLaw):
             spread=spread,
         )
 
-    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _standard(self, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.method == "sobol":
-            points = draws.sobol(self.num_frequencies, self.dim + 1, like, generator)
-            normal = draws.normal_quantile(points[:, : self.dim])
+            points = draws.sobol(self.num_frequencies, dim + 1, like, generator)
+            normal = draws.normal_quantile(points[:, :dim])
             # χ²_df quantiles have no closed form: invert the gamma distribution function.
-            chi2 = 2 * draws.gamma_quantile(points[:, self.dim :].cpu().double(), self.df / 2)
+            chi2 = 2 * draws.gamma_quantile(points[:, dim:].cpu().double(), self.df / 2)
         else:
-            normal = draws.normal(self.num_frequencies, self.dim, self.method, like, generator)
+            normal = draws.normal(self.num_frequencies, dim, self.method, like, generator)
             device = like.device if generator is None else generator.device
             shape, wide = (self.num_frequencies, 1), widest_float(device)
             half_df = torch.full(shape, self.df / 2, dtype=wide, device=device)
@@ -203,8 +218,8 @@ class LaplaceFrequencies(_FixedLaw):
     """Multivariate symmetric Laplace frequencies: the rational quadratic kernel.
 
     Args:
-        scale: a positive number or ``(D,)``: each coordinate is Laplace(0, ``scale``), of standard
-            deviation ``√2 scale``.
+        scale: a positive number, ``(D,)`` or ``"median"``: each coordinate is
+            Laplace(0, ``scale``), of standard deviation ``√2 scale``.
 
     Example:
         >>> LaplaceFrequencies(4, 16)(torch.Generator().manual_seed(0)).shape
@@ -215,14 +230,14 @@ class LaplaceFrequencies(_FixedLaw):
 
     _more_dims = 1
 
-    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _standard(self, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         # A normal with an exponential variance is Laplace.
         if self.method == "sobol":
-            points = draws.sobol(self.num_frequencies, self.dim + 1, like, generator)
-            normal = draws.normal_quantile(points[:, : self.dim])
-            exponential = -torch.log1p(-points[:, self.dim :].clamp_max(1 - 6e-8))
+            points = draws.sobol(self.num_frequencies, dim + 1, like, generator)
+            normal = draws.normal_quantile(points[:, :dim])
+            exponential = -torch.log1p(-points[:, dim:].clamp_max(1 - 6e-8))
         else:
-            normal = draws.normal(self.num_frequencies, self.dim, self.method, like, generator)
+            normal = draws.normal(self.num_frequencies, dim, self.method, like, generator)
             exponential = draws.draw("exponential", (self.num_frequencies, 1), like, generator)
         return normal * torch.sqrt(2 * exponential)
 
@@ -234,7 +249,7 @@ class UniformFrequencies(_FixedLaw):
     coordinate: each row is uniform, and two rows are nearly orthogonal.
 
     Args:
-        scale: a positive number or ``(D,)``, half the width of the box.
+        scale: a positive number, ``(D,)`` or ``"median"``, half the width of the box.
 
     Example:
         >>> bool((UniformFrequencies(4, 16, scale=2.0)().abs() <= 2).all())
@@ -244,11 +259,11 @@ class UniformFrequencies(_FixedLaw):
     modeling*, CVPR 2020, among its weightings.
     """
 
-    def _standard(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _standard(self, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.method in ("orthogonal", "structured"):
-            normal = draws.normal(self.num_frequencies, self.dim, self.method, like, generator)
+            normal = draws.normal(self.num_frequencies, dim, self.method, like, generator)
             uniform: Tensor = torch.special.erf(normal / math.sqrt(2))  # 2 Φ(z) - 1
             return uniform
         if self.method == "sobol":
-            return 2 * draws.sobol(self.num_frequencies, self.dim, like, generator) - 1
-        return 2 * draws.draw("uniform", (self.num_frequencies, self.dim), like, generator) - 1
+            return 2 * draws.sobol(self.num_frequencies, dim, like, generator) - 1
+        return 2 * draws.draw("uniform", (self.num_frequencies, dim), like, generator) - 1

@@ -5,7 +5,7 @@ Letters: D features, F frequencies, K mixture components.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from ncfd import _validation as check
 from ncfd.frequencies import _draws as draws
-from ncfd.frequencies._base import _Frequencies
+from ncfd.frequencies._base import _Scaled
 
 
-class FrequencySampler(_Frequencies):
+class FrequencySampler(_Scaled):
     r"""ψ: frequencies from a learned scale mixture of normals.
 
     .. math::
@@ -28,12 +28,16 @@ class FrequencySampler(_Frequencies):
     network starts at ``σ = scale`` exactly, where ψ equals :class:`GaussianFrequencies` (with the
     same ``spread``: its fixed mixture).
 
+    ψ has parameters: it has to exist before its optimizer and scheduler are built. Where D is not
+    known before there are features, :meth:`like` makes ψ from a first batch of them.
+
     Args:
-        dim: D, the number of features.
+        dim: D, the number of features; ``FrequencySampler.like(features)`` takes it from features.
         num_frequencies: F, how many are drawn.
         num_components: K in [1, F]. Default: ``ceil(F / 16)``, as in the paper.
         scale: s, the starting standard deviation of the frequencies, in radians per unit of the
-            features: a positive number or ``(D,)``.
+            features: a positive number, ``(D,)``, or ``"median"``, one over the median distance
+            between the real samples of each call, as for the fixed laws.
         max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way. From 4 on it
             does not change how far a step of the optimizer goes near the start: one of Adam at
             rate η moves all scales together by a factor of up to about ``exp(110 η)`` with the
@@ -52,7 +56,7 @@ class FrequencySampler(_Frequencies):
             from each of K equal shares of the normal law, fresh at each call), which leaves the
             law exact and almost no noise of their own. 0: all components start alike.
 
-    Returns (of ``forward(generator=None)``):
+    Returns (of ``forward(generator=None, *, real=None)``):
         ``(F, D)`` on the module's device, differentiable in the network's parameters. A CPU
         generator gives the same numbers on every device.
 
@@ -75,16 +79,22 @@ class FrequencySampler(_Frequencies):
         num_frequencies: int = 1024,
         *,
         num_components: int | None = None,
-        scale: float | Tensor = 1.0,
+        scale: float | Tensor | Literal["median"] = 1.0,
         max_ratio: float = 30.0,
         hidden_dim: int | None = None,
         method: str = "random",
         fixed_norm: bool = False,
         spread: float = 0.0,
     ) -> None:
+        if dim is None:
+            raise TypeError(
+                "dim must be an int, got None: an optimizer has to see the parameters before the "
+                "first call; FrequencySampler.like(features) takes dim from features"
+            )
+        dim = check.check_count(dim, "dim")
         super().__init__(dim, num_frequencies, scale, max_ratio, spread)
         self.fixed_norm = check.check_flag(fixed_norm, "fixed_norm")
-        if self.fixed_norm and self.dim == 1:
+        if self.fixed_norm and dim == 1:
             raise ValueError("fixed_norm needs dim >= 2, got dim=1: nothing would be left to learn")
         if num_components is None:
             num_components = -(-self.num_frequencies // 16)
@@ -95,9 +105,9 @@ class FrequencySampler(_Frequencies):
                 f"got {num_components}"
             )
         self.method = draws.check_method(method, ("random", "orthogonal", "structured"))
-        hidden = max(16, min(self.dim, 256)) if hidden_dim is None else hidden_dim
+        hidden = max(16, min(dim, 256)) if hidden_dim is None else hidden_dim
         hidden = check.check_count(hidden, "hidden_dim")
-        self.network = _ScaleNetwork(hidden, self.dim)
+        self.network = _ScaleNetwork(hidden, dim)
         self.hidden_dim = hidden
 
     def scales(self, generator: torch.Generator | None = None) -> Tensor:
@@ -125,9 +135,9 @@ class FrequencySampler(_Frequencies):
                 scales = scales * draws.spread(len(scales), self.spread, scales, generator)
             return scales
 
-    def _sample(self, generator: torch.Generator | None) -> Tensor:
+    def _sample(self, dim: int, generator: torch.Generator | None) -> Tensor:
         scales = self.scales(generator)
-        epsilon = draws.normal(self.num_frequencies, self.dim, self.method, scales, generator)
+        epsilon = draws.normal(self.num_frequencies, dim, self.method, scales, generator)
         # Frequency f is of component f mod K, so that each has F/K draws, rounded. Repeated,
         # not indexed: the gradient of an index adds in whatever order the threads come.
         rounds = -(-self.num_frequencies // self.num_components)
@@ -136,9 +146,8 @@ class FrequencySampler(_Frequencies):
     def extra_repr(self) -> str:
         """Sizes and options, for ``print``."""
         return (
-            f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
-            f"num_components={self.num_components}, max_ratio={self.max_ratio:g}, "
-            f"method={self.method!r}, fixed_norm={self.fixed_norm}, spread={self.spread:g}"
+            f"{super().extra_repr()}, num_components={self.num_components}, "
+            f"max_ratio={self.max_ratio:g}, fixed_norm={self.fixed_norm}"
         )
 
 

@@ -1,0 +1,142 @@
+"""A scale from the data: one over the median distance between its rows.
+
+Letters: N samples, D features, G groups; S sets (of a batch, or groups), n rows of each.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ncfd._devices import widest_float
+
+#: Rows of a set that are looked at, evenly spaced. The median of their pairs is that of the law to
+#: 4 % (one standard deviation) for normal rows of one feature, and to 1 % of sixteen.
+MOST_ROWS = 512
+
+#: Rows that the centre is the median of.
+_CENTRE_ROWS = 31
+
+#: Differences of entries that are formed one by one; beyond, distances come from products, several
+#: times as fast, and the squares of rows far from the centre cancel in them.
+_DIRECT = 2**22
+
+#: Entries of distances and rows held at once.
+_MOST_ENTRIES = 2**23
+
+
+@torch.no_grad()
+def inverse_median_distance(
+    x: Tensor,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """``1 / median |x_i - x_j|`` of a set of rows, of each set of a batch, or of each group.
+
+    The median is that of the pairs of different rows among at most ``MOST_ROWS`` evenly spaced
+    ones (of an even number of pairs the mean of the middle two, as in NumPy). Pairs of equal rows
+    are left out: rows that repeat, or are mostly zero, would make it 0. Where nothing is left,
+    because all rows are equal or there are fewer than two, the factor is 1: frequencies then stay
+    in the unit they are drawn in, which for rows that do not differ is as good as any. A NaN or an
+    infinity in a row that is looked at makes the factor NaN.
+
+    Distances are those of the rows less a robust centre, in float64 (float32 on a device without
+    it) and in units of the largest entry, so that neither the place of the data nor its magnitude
+    matters, nor a few absurd rows.
+
+    Args:
+        x: rows ``(*, N, D)``, or ``(N, D)`` with groups.
+        groups: labels ``(N,)`` in ``[0, num_groups)``.
+        num_groups: G.
+        weights: ``(*, N)``. Rows of weight 0 are absent, whatever they hold; other weights count
+            alike.
+
+    Returns:
+        ``(*,)``, or ``(G,)`` with groups; without gradient, float64 for float64 rows, else
+        float32.
+    """
+    x = x.detach()
+    N, D = x.shape[-2:]
+    if groups is None:
+        shape, S = x.shape[:-2], math.prod(x.shape[:-2])
+        label = torch.arange(S, device=x.device).repeat_interleave(N)
+    else:
+        assert num_groups is not None
+        shape, S, label = torch.Size([num_groups]), num_groups, groups.long()
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if N == 0:  # a process's part
+        return x.new_ones(shape, dtype=dtype)
+    if weights is not None:
+        label = torch.where(weights.reshape(-1) != 0, label, S)  # absent: a set of their own
+    order = torch.argsort(label, stable=True)
+    counts = label.new_zeros(S + 1).index_add(0, label, torch.ones_like(label))
+    starts = (counts.cumsum(0) - counts)[:S]
+    counts = counts[:S]
+    rows, found, seen = x.reshape(-1, D), [], []
+    for sets, n in _alike(counts, N, groups is None):
+        for part in torch.split(sets, max(1, _MOST_ENTRIES // (n * (n + D)))):
+            picked, present = _evenly(counts[part], n)
+            index = order[(starts[part].unsqueeze(1) + picked).clamp_max(len(order) - 1)]
+            found.append(_of_sets(rows[index], present))
+            seen.append(part)
+    info = torch.finfo(dtype)
+    # Normal numbers multiply it: leave them room.
+    factor = torch.cat(found).clamp(info.tiny, info.max / 1024).to(dtype)
+    return factor[torch.argsort(torch.cat(seen))].reshape(shape)
+
+
+def _alike(counts: Tensor, N: int, equal: bool) -> list[tuple[Tensor, int]]:
+    """Sets of about the same number of rows, and for how many to make room.
+
+    Groups are sorted by size, so that the cost follows the rows there are; on an accelerator this
+    waits for their sizes.
+    """
+    if equal:
+        return [(torch.arange(len(counts), device=counts.device), max(1, min(N, MOST_ROWS)))]
+    by_width: dict[int, list[int]] = {}
+    for g, count in enumerate(counts.tolist()):
+        width = 1 << (max(1, min(count, MOST_ROWS)) - 1).bit_length()
+        by_width.setdefault(width, []).append(g)
+    return [(torch.tensor(sets, device=counts.device), n) for n, sets in by_width.items()]
+
+
+def _evenly(counts: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Positions ``(S, n)`` below ``counts``, all or evenly spaced, and which of them are there."""
+    count, j = counts.unsqueeze(1), torch.arange(n, device=counts.device)
+    picked = torch.where(count > n, j * count // n, torch.minimum(j, (count - 1).clamp_min(0)))
+    return picked, j < count
+
+
+def _of_sets(rows: Tensor, present: Tensor) -> Tensor:
+    """``(S,)`` factors of sets of rows ``(S, n, D)``, of which those are there that ``present``."""
+    rows = rows.to(widest_float(rows.device))
+    # In every coordinate the middle one of a few rows: where most rows are close together, so is
+    # this, whatever the others hold, and their squares do not cancel.
+    _, n, D = rows.shape
+    count = min(n, _CENTRE_ROWS)
+    few = torch.arange(count, device=rows.device) * present.sum(1, keepdim=True) // count
+    few = few.unsqueeze(-1).expand(-1, -1, D)
+    rows = rows - rows.gather(1, few).median(1, keepdim=True).values
+    rows.masked_fill_(~present.unsqueeze(-1), 0)
+    size = torch.linalg.vector_norm(rows, math.inf, (1, 2))
+    rows /= torch.where(size > 0, size, 1)[:, None, None]
+    if n * n * D <= _DIRECT:
+        distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+        apart = distance > 0
+    else:
+        with torch.autocast(rows.device.type, enabled=False):
+            product = rows @ rows.mT  # (S, n, n)
+        squares = product.diagonal(dim1=1, dim2=2)
+        both = squares.unsqueeze(1) + squares.unsqueeze(2)
+        square = both - 2 * product
+        apart = square > 32 * torch.finfo(rows.dtype).eps * both  # equal rows differ by rounding
+        distance = torch.where(apart, square, 0).sqrt()
+    apart &= present.unsqueeze(1) & present.unsqueeze(2)
+    distance = torch.where(apart, distance, torch.nan).flatten(1)
+    # PyTorch takes the lower one of the middle two.
+    median = (distance.nanmedian(1).values - (-distance).nanmedian(1).values) / 2
+    factor = torch.where(median.isnan(), 1.0, 1 / (median * size))
+    return torch.where(size.isfinite(), factor, torch.nan)
