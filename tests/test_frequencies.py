@@ -19,6 +19,8 @@ from ncfd import (
     FrequencySampler,
     GaussianFrequencies,
     LaplaceFrequencies,
+    NCFDLoss,
+    SlicedFrequencies,
     StudentTFrequencies,
     UniformFrequencies,
 )
@@ -905,6 +907,164 @@ def test_mixture_options() -> None:
         FrequencySampler(1, 8, fixed_norm=True)
     with pytest.raises(ValueError, match=r"\bdf\b.*0"):
         StudentTFrequencies(3, 8, df=0.0)
+
+
+# --- rays -------------------------------------------------------------------------------------
+
+
+def test_rays_are_multiples_of_unit_directions() -> None:
+    scale = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    sampler = SlicedFrequencies(4, 6, 5, t_max=2.0, scale=scale).double()
+    t = sampler(seeded()) / scale
+    assert t.shape == (30, 4)
+    rays = t.view(6, 5, 4)
+    directions = rays[:, -1] / 2
+    np.testing.assert_allclose(directions.norm(dim=1), 1, rtol=1e-12)
+    steps = torch.arange(1, 6).view(1, 5, 1) / 5
+    torch.testing.assert_close(rays, steps * rays[:, -1:])
+    # A block of as many as there are features, and the rest.
+    for block in directions.split(4):
+        eye = torch.eye(len(block), dtype=torch.float64)
+        torch.testing.assert_close(block @ block.T, eye, rtol=0, atol=1e-12)
+    middle = SlicedFrequencies(4, 6, 5, t_max=2.0, weighting="energy").double()(seeded())
+    torch.testing.assert_close(middle.view(6, 5, 4), (steps - 0.1) * rays[:, -1:])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_directions_are_uniform(method: str) -> None:
+    t = SlicedFrequencies(3, 4096, 1, t_max=1.0, method=method)(seeded(1)).double()
+    # In three dimensions every coordinate of a uniform direction is uniform on [-1, 1].
+    for d in range(3):
+        assert scipy.stats.kstest(t[:, d], scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-4
+    again, other = (SlicedFrequencies(3, 8, 2, method=method)(seeded(s)) for s in (1, 2))
+    assert (again != other).all()
+
+
+def absolute_mean(mean: float, variance: float) -> float:
+    """E|z| of a normal z."""
+    folded = scipy.stats.foldnorm(abs(mean) / variance**0.5, scale=variance**0.5)
+    return float(folded.mean())
+
+
+def energy_of_normals(mean: float, deviation: float) -> float:
+    """2E|x-y| - E|x-x'| - E|y-y'| of N(0, 1) and N(mean, deviation²)."""
+    own = absolute_mean(0, 2) + absolute_mean(0, 2 * deviation**2)
+    return 2 * absolute_mean(mean, 1 + deviation**2) - own
+
+
+def normality_of_normals(mean: float, deviation: float) -> float:
+    """∫ |φx - φy|² exp(-s²/2) ds of the same two."""
+
+    def kernel(mean: float, variance: float) -> float:
+        return math.sqrt(2 * math.pi / (1 + variance)) * math.exp(-(mean**2) / 2 / (1 + variance))
+
+    own = kernel(0, 2) + kernel(0, 2 * deviation**2)
+    return own - 2 * kernel(mean, 1 + deviation**2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "t_max", "energy", "normality"),
+    [
+        (0.1, 1.0, 3.0, 3e-5, 3e-5),
+        (1.0, 1.0, 3.0, 3e-5, 3e-5),
+        (5.0, 1.0, 3.0, 3e-5, 3e-5),
+        (20.0, 1.0, 3.0, 3e-5, 3e-5),
+        (0.0, 2.0, 3.0, 3e-5, 3e-5),
+        (0.0, 0.5, 3.0, 4e-2, 4e-3),  # beyond t_max there is still something
+        (0.0, 0.5, 5.0, 2e-4, 1e-7),
+    ],
+)
+def test_weights_are_those_of_the_integrals(
+    mean: float, deviation: float, t_max: float, energy: float, normality: float
+) -> None:
+    for weighting, truth, rtol in (
+        ("energy", energy_of_normals(mean, deviation), energy),
+        ("normal", normality_of_normals(mean, deviation), normality),
+    ):
+        sampler = SlicedFrequencies(1, 3, t_max=t_max, weighting=weighting).double()
+        t = sampler(seeded())[:, 0]
+        phi_x = torch.exp(-0.5 * t**2)
+        phi_y = torch.polar(torch.exp(-0.5 * (deviation * t) ** 2), mean * t)
+        found = (sampler.weights * (phi_x - phi_y).abs().square()).sum()
+        np.testing.assert_allclose(found, truth, rtol=rtol, err_msg=weighting)
+
+
+def test_sliced_energy_distance_of_samples() -> None:
+    # In D dimensions the mean of |⟨u, δ⟩| over directions is |δ| times a constant.
+    D, N, M = 5, 30, 20
+    x, y = normal(40, N, D), 0.3 + normal(41, M, D)
+    sampler = SlicedFrequencies(D, 1500, 100, t_max=10.0, weighting="energy").double()
+    with torch.no_grad():
+        t = sampler(seeded())
+        terms = ncfd_loss(x, y, t, squared=True, reduction="none")
+    found = 2 * (sampler.weights * terms).sum()
+    constant = math.gamma(D / 2) / math.gamma((D + 1) / 2) / math.sqrt(math.pi)
+    within = [scipy.spatial.distance.cdist(v, v).mean() for v in (x, y)]
+    distance = constant * (2 * scipy.spatial.distance.cdist(x, y).mean() - sum(within))
+    beyond = 2 * (1 / N + 1 / M) / (math.pi * 10.0)  # of samples: they differ at every frequency
+    assert beyond > 0.03 * distance
+    np.testing.assert_allclose(found + beyond, distance, rtol=0.01)
+    # As a mean over weights, as the loss takes it.
+    weights = sampler.weights
+    mean = (weights * terms).sum() / weights.sum()
+    torch.testing.assert_close(2 * weights.sum() * mean, found)
+
+
+def test_weights_belong_to_the_frequencies() -> None:
+    for weighting in ("normal", "energy"):
+        for J in (1, 2, 17):
+            sampler = SlicedFrequencies(3, 4, J, t_max=2.0, weighting=weighting)
+            w = sampler.weights
+            assert w.shape == (4 * J,)
+            assert (w > 0).all()
+            assert w.isfinite().all()
+            assert torch.equal(w.view(4, J)[0], w.view(4, J)[3])
+            assert sampler.double().weights.dtype == torch.float64
+    # The nodes of 17 with 0 on [0, 3], halved at their ends, and of both signs.
+    s = np.linspace(0, 3, 17)[1:]
+    expected = 2 * 3 / 16 * np.exp(-(s**2) / 2) * np.where(s == 3, 0.5, 1) / 4
+    found = SlicedFrequencies(3, 4, 16).double().weights.view(4, 16)[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_rays_do_what_every_sampler_does() -> None:
+    sampler = SlicedFrequencies(3, 4, 5, scale=0.5)
+    t = sampler(seeded())
+    assert not list(sampler.parameters())
+    assert torch.equal(sampler(seeded()), t)
+    assert torch.equal(copy.deepcopy(sampler).half()(seeded()), t)
+    assert torch.equal(pickle.loads(pickle.dumps(sampler))(seeded()), t)
+    for part in ("dim=3", "num_slices=4", "num_nodes=5", "t_max=3", "'orthogonal'", "'normal'"):
+        assert part in repr(sampler)
+    lazy = SlicedFrequencies(None, 4, 5, scale="median")
+    weights = lazy.weights
+    real = normal(42, 21, 3, dtype=torch.float32)
+    factor = 1 / np.median(scipy.spatial.distance.pdist(real.double()))
+    torch.testing.assert_close(lazy(seeded(), real=real), 2 * factor * t, rtol=1e-5, atol=0)
+    assert torch.equal(lazy.weights, weights)
+    other = SlicedFrequencies(None, 4, 5)
+    other.load_state_dict(sampler.state_dict())
+    assert torch.equal(other(seeded()), t)
+    loss = NCFDLoss(sampler, squared=True)
+    assert loss(real, real + 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "words"),
+    [
+        ({"num_slices": 0}, ValueError, "num_slices.*0"),
+        ({"num_nodes": 2.5}, TypeError, "num_nodes.*2.5"),
+        ({"t_max": -1.0}, ValueError, "t_max.*-1"),
+        ({"weighting": "flat"}, ValueError, "weighting.*'normal', 'energy'.*flat"),
+        ({"weighting": None}, TypeError, "weighting"),
+        ({"method": "halton"}, ValueError, "method.*halton"),
+        ({"dim": 0}, ValueError, "dim.*0"),
+        ({"scale": "wide"}, TypeError, "scale.*wide"),
+    ],
+)
+def test_options_of_rays(bad: dict, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        SlicedFrequencies(**({"dim": 3, "num_slices": 4} | bad))
 
 
 # --- documentation ----------------------------------------------------------------------------

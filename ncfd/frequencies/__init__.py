@@ -11,6 +11,7 @@ Student-t, ``df``      Matérn kernel of smoothness ``df / 2``
 Laplace                rational quadratic kernel, ``1 / (1 + |σ δ|²)``
 uniform                product of ``sin(σ δ_d) / (σ δ_d)``
 :class:`FrequencySampler`  mixture of Gaussian kernels, with learned widths
+:class:`SlicedFrequencies`  mean over directions u of a kernel of ``⟨σ δ, u⟩``
 =====================  ==============================================================
 
 Letters: D features, F frequencies, K mixture components.
@@ -23,11 +24,13 @@ from ncfd.frequencies._laws import (
     UniformFrequencies,
 )
 from ncfd.frequencies._mixture import FrequencySampler
+from ncfd.frequencies._sliced import SlicedFrequencies
 
 __all__ = [
     "FrequencySampler",
     "GaussianFrequencies",
     "LaplaceFrequencies",
+    "SlicedFrequencies",
     "StudentTFrequencies",
     "UniformFrequencies",
 ]

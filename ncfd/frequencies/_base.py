@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ncfd import _validation as check
 from ncfd._median import inverse_median_distance
+from ncfd.frequencies import _draws as draws
 
 #: A step of a raw scale multiplies a scale by 4 to that step, or by less within narrower bounds.
 _PACE = math.log(4)
@@ -26,25 +27,22 @@ class _Frequencies(nn.Module):
     """
 
     base_scale: Tensor
-    # Of modules stored by earlier versions.
-    spread = 0.0
-    relative = False
+    relative = False  # of modules stored by earlier versions
+    #: How many uniform numbers a row takes beside one for each feature.
+    _more_dims = 0
 
     def __init__(
         self,
         dim: int | None,
         num_frequencies: int,
         scale: float | Tensor | str,
-        max_ratio: float,
-        spread: float,
+        method: str,
+        methods: tuple[str, ...] = draws.METHODS,
     ) -> None:
         super().__init__()
+        self.method = check.check_one_of(method, "method", methods)
         self.dim = None if dim is None else check.check_count(dim, "dim")
         self.num_frequencies = check.check_count(num_frequencies, "num_frequencies")
-        self.max_ratio = check.check_positive(max_ratio, "max_ratio")
-        if self.max_ratio <= 1:
-            raise ValueError(f"max_ratio must be greater than 1, got {max_ratio}")
-        self.spread = check.check_between(spread, "spread", 0, 10)
         #: Whether ``scale`` counts in one over the median distance of the real rows.
         self.relative = isinstance(scale, str)
         if self.relative:
@@ -60,7 +58,7 @@ class _Frequencies(nn.Module):
             dtype = torch.float32
             return torch.tensor(check.check_positive(scale, "scale", dtype), dtype=dtype)
         value = check.check_floating(scale, "scale").detach().clone()
-        if value.shape not in ((), (self.dim or value.numel(),)):
+        if value.shape not in ((), (self.dim or max(1, value.numel()),)):
             wanted = "(D,)" if self.dim is None else f"({self.dim},)"
             raise ValueError(
                 f"scale must be a number or have shape {wanted}, got {check.describe(scale)}"
@@ -73,17 +71,13 @@ class _Frequencies(nn.Module):
 
     def _settle(self, dim: int, device: torch.device | None = None) -> None:
         """From now on there are ``dim`` features."""
+        if self.method == "sobol" and dim + self._more_dims > draws.SOBOL_DIMS:
+            raise ValueError(
+                f"method='sobol' covers at most {draws.SOBOL_DIMS} dimensions, got dim={dim}; "
+                "use 'orthogonal'"
+            )
         self.dim = dim
         self.base_scale = self.base_scale.to(device).expand(dim).clone()
-
-    def _bounded(self, raw: Tensor) -> Tensor:
-        """A scale for each entry of ``raw``: ``scale`` at 0, within a factor ``max_ratio`` of it.
-
-        ``scale · max_ratio ** tanh(raw)``, but a wide bound does not make the steps longer: an
-        optimizer's step of ``raw`` is the same factor near the start for every ratio from 4 on.
-        """
-        bound = math.log(self.max_ratio)
-        return self.base_scale * torch.exp(bound * torch.tanh(min(1.0, _PACE / bound) * raw))
 
     def forward(
         self,
@@ -167,11 +161,35 @@ class _Frequencies(nn.Module):
         super()._apply(wide, recurse)  # type: ignore[no-untyped-call]  # torch's own
         return self
 
+    def extra_repr(self) -> str:
+        """Sizes and options, for ``print``."""
+        relative = ", scale='median'" if self.relative else ""
+        return (
+            f"dim={self.dim}, num_frequencies={self.num_frequencies}, "
+            f"method={self.method!r}{relative}"
+        )
+
 
 class _Scaled(_Frequencies):
-    """ψ and the fixed laws: what is drawn is a number of rows, by a method."""
+    """ψ and the fixed laws: a scale that is learned within bounds, or spread."""
 
-    method: str
+    spread = 0.0  # of modules stored by earlier versions
+
+    def __init__(
+        self,
+        dim: int | None,
+        num_frequencies: int,
+        scale: float | Tensor | str,
+        method: str,
+        methods: tuple[str, ...],
+        max_ratio: float,
+        spread: float,
+    ) -> None:
+        super().__init__(dim, num_frequencies, scale, method, methods)
+        self.max_ratio = check.check_positive(max_ratio, "max_ratio")
+        if self.max_ratio <= 1:
+            raise ValueError(f"max_ratio must be greater than 1, got {max_ratio}")
+        self.spread = check.check_between(spread, "spread", 0, 10)
 
     @classmethod
     def like(cls, features: Tensor, num_frequencies: int = 1024, **options: Any) -> Self:
@@ -196,10 +214,15 @@ class _Scaled(_Frequencies):
         build: Callable[..., Self] = cls
         return build(dim, num_frequencies, **options).to(features.device)
 
+    def _bounded(self, raw: Tensor) -> Tensor:
+        """A scale for each entry of ``raw``: ``scale`` at 0, within a factor ``max_ratio`` of it.
+
+        ``scale · max_ratio ** tanh(raw)``, but a wide bound does not make the steps longer: an
+        optimizer's step of ``raw`` is the same factor near the start for every ratio from 4 on.
+        """
+        bound = math.log(self.max_ratio)
+        return self.base_scale * torch.exp(bound * torch.tanh(min(1.0, _PACE / bound) * raw))
+
     def extra_repr(self) -> str:
         """Sizes and options, for ``print``."""
-        relative = ", scale='median'" if self.relative else ""
-        return (
-            f"dim={self.dim}, num_frequencies={self.num_frequencies}, method={self.method!r}, "
-            f"spread={self.spread:g}{relative}"
-        )
+        return f"{super().extra_repr()}, spread={self.spread:g}"

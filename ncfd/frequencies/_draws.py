@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from ncfd import _validation as check
 from ncfd._devices import widest_float
 
 METHODS = ("random", "orthogonal", "structured", "sobol")
@@ -43,14 +42,6 @@ def draw(
     else:
         noise.exponential_(generator=generator)
     return noise.to(like.device)
-
-
-def check_method(method: object, allowed: tuple[str, ...]) -> str:
-    if not isinstance(method, str):
-        raise TypeError(f"method must be one of {allowed}, got {check.describe(method)}")
-    if method not in allowed:
-        raise ValueError(f"method must be one of {allowed}, got {method!r}")
-    return method
 
 
 def normal(

@@ -53,9 +53,6 @@ Raises:
 class _FixedLaw(_Scaled):
     """A law with a diagonal scale, fixed or learned; subclasses draw its standard form."""
 
-    #: How many uniform numbers a row takes beside one for each feature.
-    _more_dims = 0
-
     def __init_subclass__(cls) -> None:
         doc = inspect.cleandoc(cls.__doc__ or "")  # none under ``python -OO``
         before, arguments, own = doc.partition("Args:\n")
@@ -75,8 +72,7 @@ class _FixedLaw(_Scaled):
         max_ratio: float = 4.0,
         spread: float = 0.0,
     ) -> None:
-        self.method = draws.check_method(method, draws.METHODS)  # what `dim` is checked against
-        super().__init__(dim, num_frequencies, scale, max_ratio, spread)
+        super().__init__(dim, num_frequencies, scale, method, draws.METHODS, max_ratio, spread)
         self.learnable = check.check_flag(learnable, "learnable")
         if learnable and self.dim is None:
             raise ValueError(
@@ -100,14 +96,6 @@ class _FixedLaw(_Scaled):
         self._known_dim()
         scale = self.base_scale if self.raw_scale is None else self._bounded(self.raw_scale)
         return scale.unsqueeze(0)
-
-    def _settle(self, dim: int, device: torch.device | None = None) -> None:
-        if self.method == "sobol" and dim + self._more_dims > draws.SOBOL_DIMS:
-            raise ValueError(
-                f"method='sobol' covers at most {draws.SOBOL_DIMS} dimensions, got dim={dim}; "
-                "use 'orthogonal'"
-            )
-        super()._settle(dim, device)
 
     def _sample(self, dim: int, generator: torch.Generator | None) -> Tensor:
         scale = self.scales()

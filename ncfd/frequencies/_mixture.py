@@ -15,6 +15,8 @@ from ncfd import _validation as check
 from ncfd.frequencies import _draws as draws
 from ncfd.frequencies._base import _Scaled
 
+_METHODS = ("random", "orthogonal", "structured")
+
 
 class FrequencySampler(_Scaled):
     r"""ψ: frequencies from a learned scale mixture of normals.
@@ -92,7 +94,7 @@ class FrequencySampler(_Scaled):
                 "first call; FrequencySampler.like(features) takes dim from features"
             )
         dim = check.check_count(dim, "dim")
-        super().__init__(dim, num_frequencies, scale, max_ratio, spread)
+        super().__init__(dim, num_frequencies, scale, method, _METHODS, max_ratio, spread)
         self.fixed_norm = check.check_flag(fixed_norm, "fixed_norm")
         if self.fixed_norm and dim == 1:
             raise ValueError("fixed_norm needs dim >= 2, got dim=1: nothing would be left to learn")
@@ -104,7 +106,6 @@ class FrequencySampler(_Scaled):
                 f"num_components must be at most num_frequencies = {self.num_frequencies}, "
                 f"got {num_components}"
             )
-        self.method = draws.check_method(method, ("random", "orthogonal", "structured"))
         hidden = max(16, min(dim, 256)) if hidden_dim is None else hidden_dim
         hidden = check.check_count(hidden, "hidden_dim")
         self.network = _ScaleNetwork(hidden, dim)
