@@ -409,6 +409,29 @@ def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: 
     return Case(draw_from(sampler), lambda: valid | {"generator": None} | changes, shape)
 
 
+def rays_shape(a: Arguments) -> Shape | None:
+    counts = [a["dim"], a["num_slices"], a["num_nodes"]]
+    if a["dim"] is None and is_real(a["scale"]) and a["scale"].ndim == 1:
+        counts[0] = len(a["scale"])
+    if not all(is_count(c) and c < 2**31 for c in counts):
+        return None
+    D, K, J = counts
+    s = a["scale"]
+    if isinstance(s, Tensor):
+        if not (is_real(s) and s.shape in ((), (D,)) and not s.is_meta):
+            return None
+        if not (torch.isfinite(s) & (s > 0)).all():
+            return None
+    elif not is_positive(s, torch.float32):
+        return None
+    if not is_positive(a["t_max"], torch.float32) or not is_generator(a["generator"]):
+        return None
+    words = isinstance(a["method"], str) and isinstance(a["weighting"], str)
+    if not (words and a["method"] in FIXED and a["weighting"] in ("normal", "energy")):
+        return None
+    return (K * J, D)
+
+
 FIXED = ("random", "orthogonal", "sobol")
 
 
@@ -673,6 +696,20 @@ CASES = {
     ),
     "UniformFrequencies": sampler_case(
         ncfd.UniformFrequencies, FIXED, method="sobol", learnable=False
+    ),
+    "SlicedFrequencies": Case(
+        draw_from(ncfd.SlicedFrequencies),
+        lambda: {
+            "dim": D,
+            "num_slices": 2,
+            "num_nodes": 3,
+            "t_max": 2.0,
+            "scale": torch.ones(D),
+            "method": "orthogonal",
+            "weighting": "energy",
+            "generator": None,
+        },
+        rays_shape,
     ),
     "CharacteristicFunction": Case(
         stream,

@@ -40,10 +40,12 @@ class FrequencySampler(_Scaled):
         scale: s, the starting standard deviation of the frequencies, in radians per unit of the
             features: a positive number, ``(D,)``, or ``"median"``, one over the median distance
             between the real samples of each call, as for the fixed laws.
-        max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way. From 4 on it
-            does not change how far a step of the optimizer goes near the start: one of Adam at
-            rate η moves all scales together by a factor of up to about ``exp(110 η)`` with the
-            layers' 256 units, ``exp(10 η)`` with 16.
+        max_ratio: r > 1, the factor by which a scale may leave ``scale`` either way. Wide, so that
+            an adversary that is paid for signal finds its scale; one that ascends the loss itself
+            runs to its bound, and wants a narrow one, 2 to 4. From 4 on it does not change how far
+            a step of the optimizer goes near the start: one of Adam at rate η moves all scales
+            together by a factor of up to about ``exp(110 η)`` with the layers' 256 units,
+            ``exp(10 η)`` with 16.
         hidden_dim: width of the network's layers. Default: ``dim``, as in the paper, but at
             least 16 (a narrow layer norm leaves nothing to mix) and at most 256.
         method: ``"random"``, ``"orthogonal"`` (blocks of D orthogonal rows with chi-distributed
