@@ -6,11 +6,16 @@ Letters: N samples, D features, G groups; S sets (of a batch, or groups), n rows
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ncfd import _processes
 from ncfd._devices import widest_float
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: Rows of a set that are looked at, evenly spaced. The median of their pairs is that of the law to
 #: 4 % (one standard deviation) for normal rows of one feature, and to 1 % of sixteen.
@@ -33,6 +38,7 @@ def inverse_median_distance(
     groups: Tensor | None = None,
     num_groups: int | None = None,
     weights: Tensor | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """``1 / median |x_i - x_j|`` of a set of rows, of each set of a batch, or of each group.
 
@@ -53,6 +59,9 @@ def inverse_median_distance(
         num_groups: G.
         weights: ``(*, N)``. Rows of weight 0 are absent, whatever they hold; other weights count
             alike.
+        process_group: processes whose rows make up the sets, those of the first one first. The
+            rows that are looked at are then brought to all, so that all have one factor, that of
+            one process with the whole batch.
 
     Returns:
         ``(*,)``, or ``(G,)`` with groups; without gradient, float64 for float64 rows, else
@@ -67,25 +76,42 @@ def inverse_median_distance(
         assert num_groups is not None
         shape, S, label = torch.Size([num_groups]), num_groups, groups.long()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if N == 0:  # a process's part
-        return x.new_ones(shape, dtype=dtype)
     if weights is not None:
         label = torch.where(weights.reshape(-1) != 0, label, S)  # absent: a set of their own
     order = torch.argsort(label, stable=True)
     counts = label.new_zeros(S + 1).index_add(0, label, torch.ones_like(label))
     starts = (counts.cumsum(0) - counts)[:S]
     counts = counts[:S]
+    total, before = _over_processes(counts, process_group)
     rows, found, seen = x.reshape(-1, D), [], []
-    for sets, n in _alike(counts, N, groups is None):
+    for sets, n in _alike(total, N, groups is None and process_group is None):
         for part in torch.split(sets, max(1, _MOST_ENTRIES // (n * (n + D)))):
-            picked, present = _evenly(counts[part], n)
-            index = order[(starts[part].unsqueeze(1) + picked).clamp_max(len(order) - 1)]
-            found.append(_of_sets(rows[index], present))
+            picked, present = _evenly(total[part], n)
+            if len(order) == 0:  # a process's part may be empty
+                chosen = x.new_zeros(*picked.shape, D)
+            else:
+                own = picked - before[part].unsqueeze(1)
+                index = (starts[part].unsqueeze(1) + own).clamp(0, len(order) - 1)
+                mine = (own >= 0) & (own < counts[part].unsqueeze(1))
+                chosen = torch.where(mine.unsqueeze(-1), rows[order[index]], 0)
+            if process_group is not None:
+                (chosen,) = _processes.add_up([chosen], process_group)
+            found.append(_of_sets(chosen, present))
             seen.append(part)
     info = torch.finfo(dtype)
     # Normal numbers multiply it: leave them room.
     factor = torch.cat(found).clamp(info.tiny, info.max / 1024).to(dtype)
     return factor[torch.argsort(torch.cat(seen))].reshape(shape)
+
+
+def _over_processes(counts: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Rows of each set on all processes, and on those before this one."""
+    if group is None:
+        return counts, torch.zeros_like(counts)
+    table = counts.new_zeros(group.size(), len(counts))
+    table[group.rank()] = counts
+    (table,) = _processes.add_up([table], group)
+    return table.sum(0), table[: group.rank()].sum(0)
 
 
 def _alike(counts: Tensor, N: int, equal: bool) -> list[tuple[Tensor, int]]:
