@@ -113,7 +113,9 @@ def distil(
         step, extra = mean_matching_step, ()
         optimizer = torch.optim.Adam([images], lr=options.lr_means)
     else:
-        sampler = ncfd.FrequencySampler(4 * WIDTH, options.num_frequencies, scale=options.scale)
+        sampler = ncfd.FrequencySampler(
+            4 * WIDTH, options.num_frequencies, scale=options.scale, max_ratio=4.0
+        )
         ncfd_loss = ncfd.NCFDLoss(sampler, normalize=True).to(start.device)
         step, extra = ncfd_matching_step, (ncfd_loss,)
         optimizer = torch.optim.Adam(

@@ -137,7 +137,9 @@ def train(data: "Images", judge: "Judge", options: argparse.Namespace) -> "Train
     critic = Critic(channels, size, options.width, options.dim).to(device)
     # ψ moves with the critic and in its direction, in a step of their own. So its gradient is not
     # to be reversed.
-    psi = ncfd.FrequencySampler(options.dim, options.num_frequencies, scale=options.scale)
+    psi = ncfd.FrequencySampler(
+        options.dim, options.num_frequencies, scale=options.scale, max_ratio=4.0
+    )
     ncfd_loss = ncfd.NCFDLoss(psi, adversarial=False).to(device)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(), lr=options.lr_generator, betas=(0.5, 0.99)

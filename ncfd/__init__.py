@@ -7,6 +7,7 @@ from ncfd.frequencies import (
     FrequencySampler,
     GaussianFrequencies,
     LaplaceFrequencies,
+    SlicedFrequencies,
     StudentTFrequencies,
     UniformFrequencies,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianFrequencies",
     "LaplaceFrequencies",
     "NCFDLoss",
+    "SlicedFrequencies",
     "StudentTFrequencies",
     "TwoSampleTestResult",
     "UniformFrequencies",

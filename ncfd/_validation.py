@@ -232,11 +232,7 @@ def check_alpha(value: object) -> float:
 
 def check_reduction(value: object) -> str:
     """One of ``REDUCTIONS``."""
-    if not isinstance(value, str):
-        raise TypeError(f"reduction must be one of {REDUCTIONS}, got {describe(value)}")
-    if value not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {value!r}")
-    return value
+    return check_one_of(value, "reduction", REDUCTIONS)
 
 
 def check_flag(value: object, name: str) -> bool:
@@ -305,6 +301,24 @@ def check_positive(value: object, name: str, dtype: torch.dtype = torch.float64)
     if not info.tiny <= number <= info.max:
         raise ValueError(f"{name} must be positive and finite in {dtype}, got {describe(value)}")
     return number
+
+
+def check_one_of(value: object, name: str, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {allowed}, got {describe(value)}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    return value
+
+
+def check_between(value: object, name: str, low: float, high: float) -> float:
+    """A number in ``[low, high]``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number in [{low}, {high}], got {describe(value)}")
+    if not low <= cast(Any, value) <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+    return float(value)
 
 
 def check_generator(generator: Any, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ncfd import CharacteristicFunction, FrequencySampler, NCFDLoss
+from ncfd._median import inverse_median_distance
 from ncfd.functional import characteristic_function, gradient_reversal, ncfd_loss
 
 if not dist.is_available():
@@ -451,6 +452,40 @@ def estimator(rank: int, world: int) -> Tensor:
     return stream.all_reduce().compute()
 
 
+def median_problems() -> dict[str, dict[str, Any]]:
+    """Rows, with labels, weights (some of them 0), in a batch, and too many to look at all."""
+    x, weights = normal(31, N, D), WEIGHTS["x_weights"] * (normal(32, N) > 0)
+    groups = {"x_groups": (7 * torch.arange(N)) % G, "num_groups": G}
+    problems = {
+        "plain": {"x": x},
+        "batch": {"x": torch.stack([x, 9 * x])},
+        "weights": {"x": torch.where(weights > 0, x.T, torch.nan).T, "x_weights": weights},
+        "groups": {"x": x} | groups,
+        "weighted groups": {"x": x, "x_weights": weights} | groups,
+    }
+    return problems | {"many": {"x": normal(33, 1300, D)}}
+
+
+def median(problem: dict[str, Any], group: Any = None) -> Tensor:
+    names = {"x_groups": "groups", "x_weights": "weights"}
+    arguments = {names.get(k, k): v for k, v in problem.items()}
+    return inverse_median_distance(**arguments, process_group=group)
+
+
+@case
+def medians(rank: int, world: int) -> dict[str, Tensor]:
+    found = {}
+    for name, problem in median_problems().items():
+        for cut in ("uneven", "idle"):
+            if name == "many":  # all on the first two processes
+                rows = problem["x"]
+                own = {"x": (rows[:500], rows[500:], rows[:0], rows[:0])[rank]}
+            else:
+                own = {k: part(v, k, cut, rank, world) for k, v in problem.items()}
+            found[f"{name}, {cut}"] = median(own, dist.group.WORLD)
+    return found
+
+
 @case
 def metric(rank: int, world: int) -> Tensor:
     if world != 3:
@@ -728,6 +763,14 @@ def test_fully_sharded_parameters(launched: Launched) -> None:
     for result in launched[1]:
         for gradient, p in zip(result["fully_sharded"], net.parameters(), strict=True):
             close(gradient, p.grad, 1e-8)
+
+
+def test_median_distances_are_those_of_one_process(launched: Launched) -> None:
+    whole = {name: median(problem) for name, problem in median_problems().items()}
+    for result in launched[1]:
+        for name, value in result["medians"].items():
+            assert torch.equal(value, launched[1][0]["medians"][name]), name
+            torch.testing.assert_close(value, whole[name.split(",")[0]], rtol=1e-14, atol=0)
 
 
 def test_streams_add_up(launched: Launched) -> None:

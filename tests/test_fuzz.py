@@ -375,6 +375,8 @@ def draw_from(sampler: type[nn.Module]) -> Callable[..., Tensor]:
 
 def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: Any) -> Case:
     def shape(a: Arguments) -> Shape | None:
+        if a["dim"] is None and "learnable" in a and is_real(a["scale"]) and a["scale"].ndim == 1:
+            a = a | {"dim": len(a["scale"])}  # of a scale for each feature
         counts = [a["dim"], a["num_frequencies"]]
         counts += [a[n] for n in ("num_components", "hidden_dim") if a.get(n) is not None]
         if not all(is_count(c) and c < 2**31 for c in counts):
@@ -382,6 +384,9 @@ def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: 
         if not (is_positive(a["max_ratio"]) and is_positive(a.get("df", 1.0))):
             return None
         if a["max_ratio"] <= 1:
+            return None
+        v = a["spread"]
+        if not isinstance(v, numbers.Real) or type(v) is bool or not 0 <= v <= 10:
             return None
         if isinstance(a["scale"], Tensor):
             s = a["scale"]
@@ -400,7 +405,31 @@ def sampler_case(sampler: type[nn.Module], methods: tuple[str, ...], **changes: 
         return (a["num_frequencies"], a["dim"]) if is_generator(a["generator"]) else None
 
     valid = {"dim": D, "num_frequencies": F, "scale": 1.0, "max_ratio": 4.0, "method": "random"}
+    valid["spread"] = 0.0
     return Case(draw_from(sampler), lambda: valid | {"generator": None} | changes, shape)
+
+
+def rays_shape(a: Arguments) -> Shape | None:
+    counts = [a["dim"], a["num_slices"], a["num_nodes"]]
+    if a["dim"] is None and is_real(a["scale"]) and a["scale"].ndim == 1:
+        counts[0] = len(a["scale"])
+    if not all(is_count(c) and c < 2**31 for c in counts):
+        return None
+    D, K, J = counts
+    s = a["scale"]
+    if isinstance(s, Tensor):
+        if not (is_real(s) and s.shape in ((), (D,)) and not s.is_meta):
+            return None
+        if not (torch.isfinite(s) & (s > 0)).all():
+            return None
+    elif not is_positive(s, torch.float32):
+        return None
+    if not is_positive(a["t_max"], torch.float32) or not is_generator(a["generator"]):
+        return None
+    words = isinstance(a["method"], str) and isinstance(a["weighting"], str)
+    if not (words and a["method"] in FIXED and a["weighting"] in ("normal", "energy")):
+        return None
+    return (K * J, D)
 
 
 FIXED = ("random", "orthogonal", "sobol")
@@ -666,9 +695,29 @@ CASES = {
         ncfd.FrequencySampler, FIXED[:2], num_components=2, hidden_dim=4
     ),
     "GaussianFrequencies": sampler_case(ncfd.GaussianFrequencies, FIXED, learnable=True),
-    "StudentTFrequencies": sampler_case(ncfd.StudentTFrequencies, FIXED, df=3.0),
-    "LaplaceFrequencies": sampler_case(ncfd.LaplaceFrequencies, FIXED, scale=torch.ones(D)),
-    "UniformFrequencies": sampler_case(ncfd.UniformFrequencies, FIXED, method="sobol"),
+    "StudentTFrequencies": sampler_case(
+        ncfd.StudentTFrequencies, FIXED, df=3.0, learnable=False, spread=0.5
+    ),
+    "LaplaceFrequencies": sampler_case(
+        ncfd.LaplaceFrequencies, FIXED, scale=torch.ones(D), learnable=False
+    ),
+    "UniformFrequencies": sampler_case(
+        ncfd.UniformFrequencies, FIXED, method="sobol", learnable=False
+    ),
+    "SlicedFrequencies": Case(
+        draw_from(ncfd.SlicedFrequencies),
+        lambda: {
+            "dim": D,
+            "num_slices": 2,
+            "num_nodes": 3,
+            "t_max": 2.0,
+            "scale": torch.ones(D),
+            "method": "orthogonal",
+            "weighting": "energy",
+            "generator": None,
+        },
+        rays_shape,
+    ),
     "CharacteristicFunction": Case(
         stream,
         lambda: {"t": T, "num_groups": None, "x": normal(N, D), "groups": None, "weights": None},

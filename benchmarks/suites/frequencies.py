@@ -25,7 +25,7 @@ from torch import Tensor
 import ncfd
 from benchmarks import cases, measuring
 from benchmarks.records import Records
-from ncfd.frequencies import METHODS, _hadamard
+from ncfd.frequencies._draws import METHODS, hadamard
 
 #: What the methods are compared with: this many random frequencies.
 BASE = 1024
@@ -102,7 +102,7 @@ def _products(N: int, D: int, F: int) -> dict[str, Callable[[], object]]:
     g = torch.Generator().manual_seed(5)
     x, t = torch.randn(N, D, generator=g), torch.randn(F, D, generator=g)
     blocks, power = -(-F // D), D.bit_length() - 1
-    left, right = (_hadamard(k, x) for k in (power // 2, power - power // 2))
+    left, right = (hadamard(k, x) for k in (power // 2, power - power // 2))
     signs = 2.0 * torch.randint(2, (3, blocks, 1, D), generator=g) - 1
     lengths, out = torch.rand(F, generator=g), x.new_empty(N, F)
 
