@@ -140,7 +140,7 @@ def train(data: "Images", judge: "Judge", options: argparse.Namespace) -> "Train
     psi = ncfd.FrequencySampler(
         options.dim, options.num_frequencies, scale=options.scale, max_ratio=4.0
     )
-    ncfd_loss = ncfd.NCFDLoss(psi, adversarial=False).to(device)
+    ncfd_loss = ncfd.NCFDLoss(psi, adversary=None).to(device)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(), lr=options.lr_generator, betas=(0.5, 0.99)
     )

@@ -79,6 +79,40 @@ def of_pair(
     return real, sums[-1]
 
 
+def of_pair_apart(
+    pair: Pair,
+    process_group: torch.distributed.ProcessGroup | None,
+    name_of_t: str = "t",
+) -> tuple[tuple[Sums | Phi, Sums], tuple[Sums | Phi, Sums]]:
+    """:func:`of_pair` twice, formed once: for the samples, and for the frequencies.
+
+    The gradient of the first reaches the samples and their weights only, that of the second the
+    frequencies only.
+    """
+    if any(side.x.shape[-2] == 0 for side in pair.samples):
+        # A process without samples: zeros, in the graph of everything.
+        sums = sums_of(pair.samples, pair.t)
+        both = [*sums, *sums]
+    else:
+        given = [ops.Side(side.x, side.weights, side.groups) for side in pair.samples]
+        halves = ops.sums_apart(given, pair.t, pair.samples[0].num_groups)
+        both = [
+            _weighed(side, *sums)
+            for half in halves
+            for side, sums in zip(pair.samples, half, strict=True)
+        ]
+    if process_group is not None:
+        samples = [*pair.samples, *pair.samples]
+        both = of_all_processes(samples, both, pair.t, process_group, name_of_t)
+    first, second = both[: len(pair.samples)], both[len(pair.samples) :]
+    known = [Phi(*known, 0.0) for known in pair.known]
+    fixed = [Phi(phi.re.detach(), phi.im.detach(), phi.present, 0.0) for phi in known]
+    return (
+        (fixed[0] if fixed else first[0], first[-1]),
+        (known[0] if known else second[0], second[-1]),
+    )
+
+
 def sums_of(sides: Sequence[Samples], t: Tensor, chunk_size: int | None = None) -> list[Sums]:
     """The sums of one side, or of two of one shape, which cost less together."""
     if any(side.x.shape[-2] == 0 for side in sides):
@@ -176,6 +210,25 @@ def unbiased(x: Phi, y: Phi, names: tuple[str, str]) -> Tensor:
             raise check.too_few(name)
         value = value - (1 - side.re.square() - side.im.square()) * (share / (1 - share))
     return 0.5 * value
+
+
+def signal(x: Phi, y: Phi) -> Tensor:
+    """J at each frequency: the gap beyond the real side's noise, where ``|φx|²`` is beyond it.
+
+    Without noise where φx is known; 0 where one real sample (of a group) tells nothing of it.
+    """
+    square = x.re.square() + x.im.square()
+    share = x.share
+    if isinstance(share, Tensor):
+        single = share >= 1
+        noise = (1 - square) * (share / torch.where(single, 1.0, 1 - share))
+        strength = torch.where(single, 0.0, (square - noise).clamp_min(0))
+    elif share >= 1:
+        noise, strength = torch.zeros_like(square), torch.zeros_like(square)
+    else:
+        noise = (1 - square) * (share / (1 - share))
+        strength = (square - noise).clamp_min(0)
+    return ((x.re - y.re).square() + (x.im - y.im).square() - noise) * strength
 
 
 def common(x: Phi, y: Phi) -> Tensor | None:

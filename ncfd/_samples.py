@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ncfd import _validation as check
+from ncfd._median import inverse_median_distance
 from ncfd.distributions import closed_form
 
 
@@ -176,6 +177,43 @@ def _matching_rows(real: Given, synthetic: Given, part: bool) -> tuple[Tensor, T
     return x, y
 
 
+def in_unit_of_real(
+    real: Given,
+    synthetic: Given,
+    num_groups: int | None,
+    process_group: torch.distributed.ProcessGroup | None,
+) -> tuple[Given, Given]:
+    """Both sides over the median distance of the real rows, of each group or batch entry.
+
+    Frequencies in that unit see rows in it: ``⟨s t, x⟩ = ⟨t, s x⟩``. Nothing is remembered.
+    """
+    if real.is_known() is not None:
+        raise ValueError(
+            f'scale="median" is that of samples, but {real.name} is {real.is_known()}; give the '
+            "sampler a number"
+        )
+    part = process_group is not None
+    x, y = _matching_rows(real, synthetic, part)
+    described = _described(real, x, num_groups, compute_dtype(x), part=part)
+    factor = inverse_median_distance(
+        described.x, described.groups, num_groups, described.weights, process_group
+    )
+    scaled = []
+    for given, rows in ((real, x), (synthetic, y)):
+        if given.groups is None:
+            own = factor[..., None, None]
+        else:
+            groups, _ = check.check_groups(
+                given.groups, num_groups, given.called("groups"), rows, part=part
+            )
+            own = factor[groups.clamp(0, len(factor) - 1)].unsqueeze(1)
+        wide = torch.promote_types(compute_dtype(rows), own.dtype)
+        product = (rows.to(wide) * own.to(wide)).to(compute_dtype(rows))
+        scaled.append(given._replace(x=product, unit=False))
+    first, second = scaled
+    return first, second
+
+
 def one_side(given: Given, t: Tensor, num_groups: int | None) -> tuple[Samples, Tensor]:
     """Samples ``(*, N, D)`` alone, and the frequencies in their dtype."""
     x = _rows(given, False)
@@ -207,6 +245,12 @@ def piece_of_stream(
 
 def _rows(given: Given, part: bool) -> Tensor:
     x = check.check_samples(given.x, given.name, part=part)
+    if given.weights is not None:
+        w = check.check_weights(given.weights, given.called("weights"), x, part=part)
+        absent = w == 0
+        # Rows of weight 0 are absent whatever they hold: 0 · NaN is NaN, in the gradient too.
+        if not check.values_visible(absent) or bool(absent.any()):
+            x = torch.where(absent.unsqueeze(-1), x.new_zeros(()), x)
     return unit_rows(x) if given.unit else x
 
 
@@ -219,10 +263,8 @@ def _described(
     part: bool = False,
     rescale: bool = True,
 ) -> Samples:
-    """Samples with their weights and labels."""
+    """Samples with their labels and weights, which :func:`_rows` has checked."""
     weights, groups = given.weights, given.groups
-    if weights is not None:
-        weights = check.check_weights(weights, given.called("weights"), x, part=part)
     if groups is not None:
         groups, num_groups = check.check_groups(
             groups, num_groups, given.called("groups"), x, part=part
@@ -247,7 +289,11 @@ def _described(
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of ``x (*, N, D)`` scaled to length 1, in float32 or better; a zero row stays zero."""
-    return torch.nn.functional.normalize(x.to(compute_dtype(x)), dim=-1)
+    x = x.to(compute_dtype(x))
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    # The squares of such entries leave the range of float32; the factor drops out of the result.
+    extreme = ((largest > 1e9) & largest.isfinite()) | ((largest < 1e-9) & (largest > 0))
+    return torch.nn.functional.normalize(x / torch.where(extreme, largest, 1.0), dim=-1)
 
 
 def complex_parts(phi: object, name: str) -> tuple[Tensor, Tensor]:

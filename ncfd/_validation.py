@@ -213,6 +213,20 @@ def too_few(name: str) -> ValueError:
     )
 
 
+def check_frequency_weights(value: object, values: Tensor) -> Tensor:
+    """Weights ``(F,)`` of ``values (*, F)``, in their dtype."""
+    w = check_floating(value, "frequency_weights")
+    if w.shape != values.shape[-1:]:
+        raise ValueError(
+            f"frequency_weights must have shape ({values.shape[-1]},), one a frequency, "
+            f"got {describe(w)}"
+        )
+    check_device(w, "frequency_weights", values.device)
+    if values_visible(w) and (bool((w < 0).any()) or not bool((w != 0).any())):
+        raise ValueError("frequency_weights must be non-negative and not all zero")
+    return w.to(values.dtype)
+
+
 def check_common_groups(present: Tensor, x: str, y: str) -> None:
     """Whether there is anything to compare: groups present on both sides, ``(G,)``."""
     if values_visible(present) and not bool(present.any()):

@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 
 from ncfd import _phi, _processes, _samples
 from ncfd import _validation as check
+from ncfd._phi import Phi, Sums
 from ncfd._samples import Given
 from ncfd.distributions import closed_form
 from ncfd.kernel import gaussian_ncfd
@@ -32,6 +33,7 @@ __all__ = [
     "gaussian_ncfd",
     "gradient_reversal",
     "ncfd_loss",
+    "signal_discrepancy",
 ]
 
 
@@ -262,6 +264,7 @@ def ncfd_loss(
     squared: bool = False,
     unbiased: bool = False,
     reduction: str = "mean",
+    frequency_weights: Tensor | None = None,
     x_groups: Tensor | None = None,
     y_groups: Tensor | None = None,
     num_groups: int | None = None,
@@ -291,6 +294,9 @@ def ncfd_loss(
             needs two samples on each side (in each group). A known φ counts as exact.
         reduction: ``"mean"`` over frequencies and over the groups present on both sides,
             ``"sum"``, or ``"none"``. Batch dimensions stay.
+        frequency_weights: ``(F,)``, non-negative, not all zero, by which the values at the
+            frequencies are multiplied (quadrature, importance weights); the mean is taken over
+            them, ``Σ w v / Σ w``.
         x_groups: integer labels ``(N,)`` in ``[0, num_groups)``; together with ``y_groups``.
         y_groups: integer labels ``(M,)``.
         num_groups: G; required with groups.
@@ -337,11 +343,74 @@ def ncfd_loss(
         Given("x", x, x_weights, x_groups),
         Given("y", y, y_weights, y_groups),
         t,
-        Form(alpha, squared, unbiased, reduction),
+        Form(alpha, squared, unbiased, reduction, frequency_weights),
         num_groups=num_groups,
         chunk_size=chunk_size,
         process_group=process_group,
     )
+
+
+def signal_discrepancy(
+    x: Tensor | Distribution,
+    y: Tensor,
+    t: Tensor,
+    *,
+    x_groups: Tensor | None = None,
+    y_groups: Tensor | None = None,
+    num_groups: int | None = None,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    reduction: str = "mean",
+    process_group: torch.distributed.ProcessGroup | None = None,
+) -> Tensor:
+    r"""J: the squared gap beyond the noise of the real sample, where that sample carries signal.
+
+    .. math::
+        \frac1F \sum_f \Big(|\hat\varphi_x-\hat\varphi_y|^2 - n_x\Big)
+        \max\big(0,\ |\hat\varphi_x|^2 - n_x\big),\qquad n_x = \frac{1-|\hat\varphi_x|^2}{N-1}
+
+    What an adversary of the discrepancy should ascend. A few synthetic points always differ from a
+    distribution at high frequencies, so that the loss itself is largest where nothing can be
+    learned; the second factor, the unbiased ``|φx|²``, dies out there. ``n_x`` is the variance of
+    the *real* estimate alone: the synthetic set is the measure, not a sample of one. Both factors
+    rest on one real sample, so that their product has a bias of order ``1/N``.
+
+    Args:
+        x: real samples ``(*, N, D)``, or a ``Distribution`` or known φ, as in :func:`ncfd_loss`;
+            for the latter two ``n_x`` is 0. A single sample (of a group) gives 0. With weights,
+            ``1/(N-1)`` is ``s/(1-s)``, ``s`` the sum of the squared normalised weights.
+        y: synthetic samples ``(*, M, D)``.
+        t: frequencies ``(F, D)`` or ``(*, F, D)``.
+        x_groups: integer labels ``(N,)`` in ``[0, num_groups)``; together with ``y_groups``.
+        y_groups: integer labels ``(M,)``.
+        num_groups: G; required with groups.
+        x_weights: ``(*, N)``, non-negative, not all zero.
+        y_weights: ``(*, M)``, likewise.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in :func:`ncfd_loss`.
+        process_group: processes whose parts make up the batch, as in :func:`ncfd_loss`.
+
+    Returns:
+        Shape ``*``; ``(*, F)`` or ``(G, F)`` unreduced. Can be negative.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, labels, weights or options that do not fit.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(256, 2, generator=g), torch.randn(10, 2, generator=g) + 1
+        >>> t = torch.randn(512, 2, generator=g)
+        >>> # Frequencies ten times as high see noise: nothing for an adversary to gain.
+        >>> bool(signal_discrepancy(x, y, t) > 100 * signal_discrepancy(x, y, 10 * t))
+        True
+
+    Source: this package.
+    """
+    form = Form(reduction=reduction).checked()
+    group = _processes.check_group(process_group)
+    sides = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
+    pair = _samples.pair(*sides, t, num_groups, part=group is not None)
+    return _signal(*_phi.of_pair(pair, None, group), form, ("x", "y"))
 
 
 class Form(NamedTuple):
@@ -351,6 +420,7 @@ class Form(NamedTuple):
     squared: bool = False
     unbiased: bool = False
     reduction: str = "mean"
+    frequency_weights: Tensor | None = None
 
     def checked(self) -> Self:
         """Itself, with every option known to be one, and all to go together."""
@@ -372,18 +442,36 @@ def discrepancy(
     chunk_size: int | None = None,
     process_group: torch.distributed.ProcessGroup | None = None,
     name_of_t: str = "t",
+    pays_signal: bool = False,
 ) -> Tensor:
-    """:func:`ncfd_loss` of two sides, under the names that the caller knows them by."""
-    alpha, squared, unbiased, reduction = form.checked()
+    """:func:`ncfd_loss` of two sides, under the names that the caller knows them by.
+
+    With ``pays_signal`` the samples get its gradient, and ``t`` minus that of
+    :func:`signal_discrepancy`.
+    """
+    form = form.checked()
     check.check_chunk_size(chunk_size)
     group = _processes.check_group(process_group)
-    pair = _samples.pair(
-        real, synthetic, t, num_groups, part=group is not None, name_of_t=name_of_t
-    )
-    x, y = _phi.of_pair(pair, chunk_size, group, name_of_t)
+    part = group is not None
+    pair = _samples.pair(real, synthetic, t, num_groups, part=part, name_of_t=name_of_t)
     names = real.name, synthetic.name
+    if not pays_signal:
+        return _value(*_phi.of_pair(pair, chunk_size, group, name_of_t), form, names)
+    (x, y), adversary = _phi.of_pair_apart(pair, group, name_of_t)
+    if pair.known:  # what a Distribution's parameters get is the loss's, too
+        fixed = _samples.pair(real, synthetic, t.detach(), num_groups, part=part)
+        x = Phi(*fixed.known[0], 0.0)
+    value = _value(x, y, form, names)
+    gain = _signal(*adversary, form, names)
+    # Nothing is added but the gradient: the adversary ascends what it is paid for.
+    return value + (gain.detach() - gain)
+
+
+def _value(x: Sums | Phi, y: Sums, form: Form, names: tuple[str, str]) -> Tensor:
+    """The discrepancy of two sides in the form asked for."""
+    alpha, squared, unbiased, _, _ = form
     if alpha == 0.5 and not squared and x.rows is not None and y.rows is not None and _eager():
-        return _reduce(_RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows), reduction)
+        return _reduce(_RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows), form)
     phi_x, phi_y = x.phi(), y.phi()
     if unbiased:
         value = _phi.unbiased(phi_x, phi_y, names)
@@ -391,10 +479,13 @@ def discrepancy(
         value = _chf(phi_x.re, phi_x.im, phi_y.re, phi_y.im, alpha)
         if not squared:
             value = _root(value)
-    present = _phi.common(phi_x, phi_y)
-    if present is not None and reduction != "none":
-        check.check_common_groups(present, *names)
-    return _reduce(value, reduction, present)
+    return _reduce(value, form, _phi.common(phi_x, phi_y), names)
+
+
+def _signal(x: Sums | Phi, y: Sums, form: Form, names: tuple[str, str]) -> Tensor:
+    """J of two sides, reduced as the discrepancy is."""
+    phi_x, phi_y = x.phi(), y.phi()
+    return _reduce(_phi.signal(phi_x, phi_y), form, _phi.common(phi_x, phi_y), names)
 
 
 def _eager() -> bool:
@@ -404,18 +495,28 @@ def _eager() -> bool:
     )
 
 
-def _reduce(value: Tensor, reduction: str, present: Tensor | None = None) -> Tensor:
+def _reduce(
+    value: Tensor,
+    form: Form,
+    present: Tensor | None = None,
+    names: tuple[str, str] = ("x", "y"),
+) -> Tensor:
     """Over the last dimension and, with ``present (G,)``, over those groups."""
-    if present is None:
-        if reduction == "none":
-            return value
-        return value.mean(-1) if reduction == "mean" else value.sum(-1)
-    value = torch.where(present.unsqueeze(1), value, 0.0)  # (G, F)
+    reduction, weights = form.reduction, form.frequency_weights
+    count: Tensor | int = value.shape[-1]
+    if weights is not None:
+        weights = check.check_frequency_weights(weights, value)
+        value, count = value * weights, weights.sum()
+    if present is not None:
+        value = torch.where(present.unsqueeze(1), value, 0.0)  # (G, F)
     if reduction == "none":
         return value
-    if reduction == "sum":
-        return value.sum()
-    return value.sum() / (present.sum() * value.shape[1])
+    if present is None:
+        if reduction == "sum":
+            return value.sum(-1)
+        return value.mean(-1) if weights is None else value.sum(-1) / count
+    check.check_common_groups(present, *names)
+    return value.sum() if reduction == "sum" else value.sum() / (present.sum() * count)
 
 
 # ------------------------------------------------------------------------------------------------

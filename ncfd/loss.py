@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Never, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ncfd import _processes, functional
+from ncfd import _processes, _samples, functional
 from ncfd import _validation as check
 from ncfd._samples import Given
 
 __all__ = ["NCFDLoss"]
+
+ADVERSARIES = ("signal", "loss", None)
 
 
 class NCFDLoss(nn.Module):
     r"""Characteristic function discrepancy between real and synthetic features.
 
     ``forward`` draws frequencies from ``sampler`` and returns
-    :func:`ncfd.functional.ncfd_loss`. With ``adversarial=True`` one ``backward()`` gives the
-    features the gradient that lowers the loss and the sampler's parameters the gradient that raises
-    it, so that an ordinary optimizer step moves each player its own way.
+    :func:`ncfd.functional.ncfd_loss`. One ``backward()`` gives the features the gradient that
+    lowers the loss and the sampler's parameters the gradient that raises what the ``adversary`` is
+    paid for, so that an ordinary optimizer step moves each player its own way. The value is the
+    loss in every case.
+
+    ================================================  =====================================
+    your loop                                         set
+    ================================================  =====================================
+    one ``backward()``, one step of all parameters    ``adversary="signal"`` (or ``"loss"``)
+    two steps, the critic's on minus the loss         ``adversary=None``
+    fixed frequencies                                 nothing: there is no adversary
+    ================================================  =====================================
 
     Args:
         sampler: a module whose call returns ``(F, D)`` frequencies, or a fixed ``(F, D)`` tensor
@@ -33,7 +45,12 @@ class NCFDLoss(nn.Module):
             as the real side is taken to be that of such rows already.
         squared: leave out the root.
         unbiased: the U-statistic; needs ``squared=True`` and ``alpha=0.5``.
-        adversarial: reverse the gradient that reaches the sampler.
+        adversary: what the sampler's parameters ascend. ``"signal"``:
+            :func:`ncfd.functional.signal_discrepancy`, which vanishes where a real sample of this
+            size shows nothing but noise, so that the frequencies do not run away. ``"loss"``: the
+            loss itself, as published. None: they get the loss's plain gradient and descend, for
+            loops that step the critic apart on minus the loss.
+        frequency_weights: ``(F,)``, as in :func:`ncfd.functional.ncfd_loss` (kept as a buffer).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         process_group: processes whose parts make up the batch, as in
             :func:`ncfd.functional.ncfd_loss`. All draw the same frequencies: a ``sampler`` that
@@ -68,20 +85,38 @@ class NCFDLoss(nn.Module):
         normalize: bool = False,
         squared: bool = False,
         unbiased: bool = False,
-        adversarial: bool = True,
+        adversary: Literal["signal", "loss"] | None = "signal",
+        frequency_weights: Tensor | None = None,
         reduction: str = "mean",
         process_group: torch.distributed.ProcessGroup | None = None,
+        **renamed: Never,
     ) -> None:
         super().__init__()
+        if "adversarial" in renamed:
+            raise TypeError(
+                'adversarial is now adversary: "loss" for True, None for False; the default, '
+                '"signal", pays the sampler for signal'
+            )
+        if renamed:
+            raise TypeError(f"NCFDLoss has no argument {next(iter(renamed))!r}")
         self.alpha = check.check_alpha(alpha)
         self.normalize = check.check_flag(normalize, "normalize")
         self.squared = check.check_flag(squared, "squared")
         self.unbiased = check.check_flag(unbiased, "unbiased")
-        self.adversarial = check.check_flag(adversarial, "adversarial")
+        if adversary not in ADVERSARIES:
+            raise ValueError(
+                f"adversary must be one of {ADVERSARIES}, got {check.describe(adversary)}"
+            )
+        self.adversary = adversary
         self.reduction = check.check_reduction(reduction)
         check.check_unbiased(self.unbiased, self.squared, self.alpha)
         self.process_group = _processes.check_group(process_group)
         self._generator: torch.Generator | None = None  # in step on all processes
+        self.frequency_weights: Tensor | None
+        if frequency_weights is not None:
+            frequency_weights = check.check_floating(frequency_weights, "frequency_weights")
+            frequency_weights = frequency_weights.detach().clone()
+        self.register_buffer("frequency_weights", frequency_weights, persistent=False)
         self.sampler: nn.Module | None
         self.frequencies: Tensor | None
         if isinstance(sampler, nn.Module):
@@ -112,6 +147,8 @@ class NCFDLoss(nn.Module):
         num_groups: int | None = None,
         real_weights: Tensor | None = None,
         synthetic_weights: Tensor | None = None,
+        t: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Discrepancy between ``real (*, N, D)`` and ``synthetic (*, M, D)``.
 
@@ -128,6 +165,10 @@ class NCFDLoss(nn.Module):
             num_groups: G; required with labels.
             real_weights: ``(*, N)``, non-negative, not all zero.
             synthetic_weights: ``(*, M)``, likewise.
+            t: frequencies ``(F, D)`` to use in place of the sampler's, with their gradient as it
+                would reach the sampler.
+            generator: of the sampler's draw. Default: PyTorch's own, or with a ``process_group``
+                the one in step on all processes.
 
         Returns:
             A scalar; shape ``*`` with batch dimensions; ``(*, F)`` or ``(G, F)`` unreduced.
@@ -136,31 +177,57 @@ class NCFDLoss(nn.Module):
             TypeError: an argument of the wrong type or dtype.
             ValueError: shapes, labels or weights that do not fit each other or the frequencies.
         """
-        t = self.frequencies
-        if self.sampler is not None:
-            t = self._draw(self.sampler, synthetic)
-            if self.adversarial:
-                t = functional.gradient_reversal(t)
-        assert t is not None  # one of the two was set by the constructor
-        return functional.discrepancy(
+        sides = (
             Given("real", real, real_weights, real_groups, self.normalize),
             Given("synthetic", synthetic, synthetic_weights, synthetic_groups, self.normalize),
+        )
+        name_of_t = "t, given by sampler," if t is None else "t"
+        if t is None and self.sampler is None:
+            t = self.frequencies
+        elif t is None and self.sampler is not None:
+            t, sides = self._draw(self.sampler, sides, num_groups, generator)
+        assert t is not None  # one of the two was set by the constructor
+        plays = self.adversary is not None and t.requires_grad
+        if plays and self.adversary == "loss":
+            t = functional.gradient_reversal(t)
+        return functional.discrepancy(
+            *sides,
             t,
-            functional.Form(self.alpha, self.squared, self.unbiased, self.reduction),
+            functional.Form(
+                self.alpha, self.squared, self.unbiased, self.reduction, self.frequency_weights
+            ),
             num_groups=num_groups,
             process_group=self.process_group,
-            name_of_t="t, given by sampler,",
+            name_of_t=name_of_t,
+            pays_signal=plays and self.adversary == "signal",
         )
 
-    def _draw(self, sampler: nn.Module, like: Tensor) -> Tensor:
-        """Frequencies, the same on all processes."""
-        arguments = {}
-        if self.process_group is not None and _takes_generator(sampler):
+    def _draw(
+        self,
+        sampler: nn.Module,
+        sides: tuple[Given, Given],
+        num_groups: int | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, tuple[Given, Given]]:
+        """Frequencies, the same on all processes, and the sides in their unit."""
+        real, synthetic = sides
+        takes = _arguments(sampler)
+        arguments: dict[str, Any] = {}
+        if generator is not None:
+            arguments["generator"] = generator
+        elif self.process_group is not None and "generator" in takes:
             if self._generator is None:
-                self._generator = _processes.common_generator(self.process_group, like.device)
+                device = check.check_tensor(synthetic.x, "synthetic").device
+                self._generator = _processes.common_generator(self.process_group, device)
             arguments["generator"] = self._generator
+        if "real" in takes:
+            if _relative(sampler):
+                sides = _samples.in_unit_of_real(real, synthetic, num_groups, self.process_group)
+                arguments["rows_scaled"] = True
+            if real.is_known() is None:
+                arguments["real"] = sides[0].x
         t: Tensor = sampler(**arguments)
-        return t
+        return t, sides
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A process group is a connection: the copy talks over the same one.
@@ -181,20 +248,52 @@ class NCFDLoss(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules stored by earlier versions know no processes.
+        defaults: dict[str, Any] = {
+            "process_group": None,
+            "_generator": None,
+            "frequency_weights": None,
+        }
+        if "adversarial" in state:
+            defaults["adversary"] = "loss" if state["adversarial"] else None
         # Torch's own `__setstate__` is without annotations.
-        super().__setstate__({"process_group": None, "_generator": None} | state)  # type: ignore[no-untyped-call]
+        super().__setstate__(defaults | state)  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Half types cannot hold a frequency, and a stored φ belongs to these.
+        held = {name: getattr(self, name) for name in ("frequencies", "frequency_weights")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in held.items():
+            cast = getattr(self, name)
+            if value is not None and cast.dtype not in (torch.float32, torch.float64):
+                wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+                setattr(self, name, value.to(cast.device, wide))
+        return self
 
     def extra_repr(self) -> str:
         """The options, for ``print``."""
         fixed = "" if self.frequencies is None else f"frequencies={tuple(self.frequencies.shape)}, "
         return (
             f"{fixed}alpha={self.alpha:g}, normalize={self.normalize}, squared={self.squared}, "
-            f"unbiased={self.unbiased}, adversarial={self.adversarial}, "
+            f"unbiased={self.unbiased}, adversary={self.adversary!r}, "
             f"reduction={self.reduction!r}"
         )
 
 
-def _takes_generator(sampler: nn.Module) -> bool:
-    if isinstance(sampler, nn.parallel.DistributedDataParallel):
-        sampler = sampler.module
-    return "generator" in inspect.signature(sampler.forward).parameters
+def _inside(sampler: nn.Module) -> Iterator[nn.Module]:
+    """The sampler, and what it wraps: DistributedDataParallel, a compiled or averaged module."""
+    yield sampler
+    for name in ("module", "_orig_mod"):
+        inner = getattr(sampler, name, None)
+        if isinstance(inner, nn.Module):
+            yield from _inside(inner)
+
+
+def _arguments(sampler: nn.Module) -> set[str]:
+    """What the forward of the innermost module takes, which wrappers pass on."""
+    *_, innermost = _inside(sampler)
+    return {*inspect.signature(innermost.forward).parameters}
+
+
+def _relative(sampler: nn.Module) -> bool:
+    """Whether its frequencies are in the unit of the real side of each call."""
+    return any(getattr(module, "relative", False) is True for module in _inside(sampler))

@@ -257,7 +257,7 @@ def test_only_the_samplers_gradient_is_reversed(options: dict, normalize: bool) 
     real, synthetic = features()
     sampler = Affine()
     options = options | {"normalize": normalize}
-    against, with_ = (NCFDLoss(sampler, adversarial=a, **options) for a in (True, False))
+    against, with_ = (NCFDLoss(sampler, adversary=a, **options) for a in ("loss", None))
     synthetic_slope, sampler_slopes = gradients(against, real, synthetic)
     expected_synthetic, expected_sampler = gradients(with_, real, synthetic)
     assert torch.equal(synthetic_slope, expected_synthetic)
@@ -304,7 +304,7 @@ def test_one_backward_trains_both_players(name: str, options: dict) -> None:
 
 def test_without_adversary_the_sampler_lowers_the_loss() -> None:
     real, synthetic = features()
-    loss = NCFDLoss(Affine(), adversarial=False)
+    loss = NCFDLoss(Affine(), adversary=None)
     before = loss(real, synthetic)
     before.backward()
     with torch.no_grad():
@@ -426,7 +426,7 @@ def test_repr_tells_the_options() -> None:
     text = repr(NCFDLoss(FrequencySampler(D, F), alpha=0.25, normalize=True, reduction="sum"))
     for part in ("NCFDLoss", "alpha=0.25", "normalize=True", "squared=False", "unbiased=False"):
         assert part in text
-    for part in ("adversarial=True", "'sum'", "FrequencySampler", f"dim={D}"):
+    for part in ("adversary='signal'", "'sum'", "FrequencySampler", f"dim={D}"):
         assert part in text
     assert f"({F}, {D})" in repr(NCFDLoss(torch.ones(F, D)))
 

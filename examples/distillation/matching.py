@@ -292,7 +292,7 @@ def make_criterion(config: Config, sampler: Seeded | None) -> nn.Module:
         normalize=True,
         squared=config.loss != "root",
         unbiased=config.loss == "unbiased",
-        adversarial=config.method == "ncfm",
+        adversary="loss" if config.method == "ncfm" else None,
         reduction="none",
     )
 

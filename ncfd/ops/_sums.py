@@ -78,6 +78,22 @@ def sums_of(
     return pairs
 
 
+def sums_apart(
+    sides: Sequence[Side], t: Tensor, num_groups: int | None = None
+) -> tuple[list[Pair], list[Pair]]:
+    """:func:`sums_of` twice: whose gradient reaches the samples only, and ``t`` only."""
+    composed = torch.compiler.is_compiling() or _operator.transforming()
+    if torch.is_grad_enabled() and t.requires_grad and not composed:
+        found = _ApartSums.apply(t, num_groups, 0, *(v for s in sides for v in s))
+        pairs = [found[k : k + 2] for k in range(0, len(found), 2)]
+        return pairs[: len(sides)], pairs[len(sides) :]
+    fixed = [
+        Side(s.x.detach(), None if s.weights is None else s.weights.detach(), s.groups)
+        for s in sides
+    ]
+    return sums_of(sides, t.detach(), num_groups), sums_of(fixed, t, num_groups)
+
+
 def sums(
     x: Tensor,
     t: Tensor,
@@ -154,27 +170,54 @@ class _EagerSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        t, *saved = ctx.saved_tensors
-        flat, kept = saved[: 3 * len(ctx.pieces)], iter(saved[3 * len(ctx.pieces) :])
-        settings = ctx.needs_input_grad, ctx.num_groups, ctx.chunk
-        if torch.is_grad_enabled() or any(g is not None and _operator.is_batched(g) for g in grads):
-            return _differentiable(grads, t, flat, *settings)
-        needs, num_groups, chunk = settings
-        found: list[Tensor | None] = [None] * (3 + len(flat))
-        grad_t: Tensor | None = None
-        for k, (place, side) in enumerate(_sides(flat)):
-            pieces = [next(kept) for _ in range(ctx.pieces[k])]
-            wanted = needs[place], needs[0], needs[place + 1]
-            pair = grads[2 * k : 2 * k + 2]
-            if (pair[0] is None and pair[1] is None) or not any(wanted):
-                continue
-            folded = _folded(side, t)
-            both = _folded_grads(pair, *folded[:2], num_groups)
-            grad_x, grad_t, grad_w = _phases.backward(both, folded, pieces, chunk, wanted, grad_t)
-            _put(found, place, side, wanted, grad_x, grad_w)
-        if needs[0] and grad_t is not None:
-            found[0] = grad_t.contiguous().view(t.shape)
-        return tuple(found)
+        return _gradients(ctx, grads, ctx.needs_input_grad)
+
+
+class _ApartSums(torch.autograd.Function):
+    """:class:`_EagerSums` twice over from the same phases: for the samples, for the frequencies.
+
+    What flows back into the first sums reaches samples and weights only, what flows into the second
+    reaches ``t`` only: two players of a game see one forward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, t: Tensor, num_groups: int | None, chunk: int, *flat: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        sums = _EagerSums.forward(ctx, t, num_groups, chunk, *flat)
+        return (*sums, *(v.clone() for v in sums))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        half = len(grads) // 2
+        needs = ctx.needs_input_grad
+        of_t = _gradients(ctx, grads[half:], (needs[0], *(False for _ in needs[1:])))
+        return of_t[0], *_gradients(ctx, grads[:half], (False, *needs[1:]))[1:]
+
+
+def _gradients(
+    ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The backward of :class:`_EagerSums` for those inputs that need it."""
+    t, *saved = ctx.saved_tensors
+    flat, kept = saved[: 3 * len(ctx.pieces)], iter(saved[3 * len(ctx.pieces) :])
+    if torch.is_grad_enabled() or any(g is not None and _operator.is_batched(g) for g in grads):
+        return _differentiable(grads, t, flat, needs, ctx.num_groups, ctx.chunk)
+    found: list[Tensor | None] = [None] * (3 + len(flat))
+    grad_t: Tensor | None = None
+    for k, (place, side) in enumerate(_sides(flat)):
+        pieces = [next(kept) for _ in range(ctx.pieces[k])]
+        wanted = needs[place], needs[0], needs[place + 1]
+        pair = grads[2 * k : 2 * k + 2]
+        if (pair[0] is None and pair[1] is None) or not any(wanted):
+            continue
+        folded = _folded(side, t)
+        both = _folded_grads(pair, *folded[:2], ctx.num_groups)
+        grad_x, grad_t, grad_w = _phases.backward(both, folded, pieces, ctx.chunk, wanted, grad_t)
+        _put(found, place, side, wanted, grad_x, grad_w)
+    if needs[0] and grad_t is not None:
+        found[0] = grad_t.contiguous().view(t.shape)
+    return tuple(found)
 
 
 def _sides(flat: Sequence[Any]) -> list[tuple[int, Side]]:

@@ -17,7 +17,7 @@ SMALL = [
 def game():
     torch.manual_seed(0)
     critic = train_gan.Critic(1, 8, width=8, dim=4)
-    loss = ncfd.NCFDLoss(ncfd.FrequencySampler(4, 32, scale=0.5, max_ratio=4.0), adversarial=False)
+    loss = ncfd.NCFDLoss(ncfd.FrequencySampler(4, 32, scale=0.5, max_ratio=4.0), adversary=None)
     return critic, loss
 
 
@@ -49,9 +49,7 @@ def test_the_penalty_bounds_the_steepness(game, generator):
     for weight in (0.0, 100.0):
         torch.manual_seed(0)
         critic = train_gan.Critic(1, 8, width=8, dim=4)
-        loss = ncfd.NCFDLoss(
-            ncfd.FrequencySampler(4, 32, scale=0.5, max_ratio=4.0), adversarial=False
-        )
+        loss = ncfd.NCFDLoss(ncfd.FrequencySampler(4, 32, scale=0.5, max_ratio=4.0), adversary=None)
         players = [*critic.parameters(), *loss.parameters()]
         optimizer = torch.optim.Adam(players, lr=1e-2)
         seen = [
