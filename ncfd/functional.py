@@ -21,6 +21,7 @@ from ncfd import _processes, ops
 from ncfd import _validation as check
 from ncfd._devices import widest_float
 from ncfd.distributions import closed_form
+from ncfd.sliced import sliced_normality
 
 __all__ = [
     "amplitude_phase",
@@ -29,6 +30,7 @@ __all__ = [
     "gaussian_ncfd",
     "gradient_reversal",
     "ncfd_loss",
+    "sliced_normality",
 ]
 
 
