@@ -6,12 +6,13 @@ everything after the addition runs on all processes alike, on the same numbers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncfd import _validation as check
 from ncfd._devices import widest_float
@@ -116,3 +117,36 @@ def common_generator(group: ProcessGroup, device: torch.device) -> torch.Generat
     first = torch.distributed.get_global_rank(group, 0)
     torch.distributed.broadcast(seed, first, group)
     return torch.Generator().manual_seed(int(seed))
+
+
+class InStep(nn.Module):
+    """A module whose processes work on one batch, with a generator in the same state on all."""
+
+    def __init__(self, process_group: object) -> None:
+        super().__init__()
+        self.process_group = check_group(process_group)
+        self._generator: torch.Generator | None = None  # in step on all processes
+
+    def _generator_in_step(self, device: torch.device) -> torch.Generator:
+        """Seeded when first asked for, on all processes at once."""
+        assert self.process_group is not None
+        if self._generator is None:
+            self._generator = common_generator(self.process_group, device)
+        return self._generator
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A process group is a connection: the copy talks over the same one.
+        memo[id(self.process_group)] = self.process_group
+        other = self.__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            # Dropped in silence, it would turn the value into that of one process's part.
+            raise TypeError(
+                f"{type(self).__name__} with a process_group cannot be pickled; store its "
+                "state_dict, or set its process_group to None first"
+            )
+        return self.__dict__

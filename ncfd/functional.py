@@ -25,6 +25,7 @@ from ncfd._phi import Phi, Sums
 from ncfd._samples import Given
 from ncfd.distributions import closed_form
 from ncfd.kernel import gaussian_ncfd
+from ncfd.sliced import sliced_normality
 
 __all__ = [
     "amplitude_phase",
@@ -34,6 +35,7 @@ __all__ = [
     "gradient_reversal",
     "ncfd_loss",
     "signal_discrepancy",
+    "sliced_normality",
 ]
 
 

@@ -1,0 +1,466 @@
+"""Sums at many frequencies along one line: ``Σ_n w_n cos(j h s_n)`` and sine, for j = 1 ... J.
+
+The frequencies of a ray are multiples of one step h, so one cosine and one sine of each projection
+s give all of them. With ``z = exp(i h s)`` and ``j = m i + r``, ``|r| <= m/2``,
+
+    cos jθ = cos miθ cos rθ - sin miθ sin rθ        sin jθ = sin miθ cos rθ + cos miθ sin rθ
+
+a sum over samples is one small matrix product a line, ``(m + 1, n)(n, 2 I + 1)``, of the powers of
+z up to m/2 with those of ``z^m``: with m near the root of J, about ``4 √J`` numbers a projection
+instead of ``2 J``. Powers are formed by doubling and products, so an error in z counts at most j
+times, at angles near 0 and π as well; there Chebyshev's three-term recurrence loses up to j².
+A polynomial ``Σ_j a_j cos jθ + b_j sin jθ``, which every gradient of the sums is, takes the same
+way back. Only projections are kept from forward to backward; all else is one block in the cache.
+
+Letters: B batch (folded), K lines (slices), N samples, J nodes, L = B K. Samples come last here,
+``s (B, K, N)``: a line is then contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ncfd._devices import widest_float
+from ncfd.ops import _operator
+from ncfd.ops._budget import BUDGET
+from ncfd.ops._phases import autocast_off
+
+# Rows that a product adds in float32, as in the other sums.
+_SEQUENTIAL_ROWS = 1024
+
+
+def ray_sums(
+    s: Tensor, step: float, num_nodes: int, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(Σ_n w_n cos(j h s_n), Σ_n w_n sin(j h s_n))`` for j = 1 ... J, each ``(*, J, K)``.
+
+    Node 0, where the sums are ``Σ w`` and 0, is left out.
+
+    Args:
+        s: projections ``(*, N, K)`` of N samples on K directions, float32 or float64. Fastest where
+            the samples are contiguous: the transpose of a product ``(K, D)(D, N)``.
+        step: h, the distance of the nodes, in radians per unit of ``s``.
+        num_nodes: J.
+        weights: ``(*, N)``, or ``(*, N, K)`` for weights that differ between the directions, or
+            None for ones; dtype of ``s``.
+
+    Differentiable any number of times in ``s`` and ``weights``. Beyond projections and gradients
+    memory is O(J K) and one block.
+    """
+    lines = s.transpose(-2, -1)  # (*, K, N)
+    batch, K = lines.shape[:-2], lines.shape[-2]
+    folded = lines.reshape(-1, *lines.shape[-2:])
+    if weights is not None:
+        turned = weights.unsqueeze(-2) if weights.ndim < s.ndim else weights.transpose(-2, -1)
+        weights = turned.reshape(-1, *turned.shape[-2:])
+    cos_sum, sin_sum = _line_sums(folded, weights, step, num_nodes)
+    shape = (*batch, K, num_nodes)
+    return cos_sum.reshape(shape).transpose(-2, -1), sin_sum.reshape(shape).transpose(-2, -1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Which powers
+# ------------------------------------------------------------------------------------------------
+
+
+#: A cosine and a sine of every angle of a block.
+Pair = tuple[Tensor, Tensor]
+
+
+class _Plan(NamedTuple):
+    """How J nodes come from two short lists of powers."""
+
+    nodes: int  # J
+    giant: int  # m
+    giants: int  # I
+
+    @property
+    def half(self) -> int:
+        return self.giant // 2
+
+    @property
+    def num_small(self) -> int:
+        """1, cos rθ, sin rθ for r = 1 ... m/2."""
+        return 2 * self.half + 1
+
+    @property
+    def num_large(self) -> int:
+        """1, cos miθ, sin miθ for i = 1 ... I."""
+        return 2 * self.giants + 1
+
+
+def _plan(nodes: int) -> _Plan:
+    giant = max(2, 2 ** math.ceil(math.log2(nodes) / 2))
+    giants = max(0, math.ceil((nodes - giant // 2) / giant))
+    return _Plan(nodes, giant, giants)
+
+
+@lru_cache(maxsize=16)
+def _picks(plan: _Plan, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Where node j lies in the flat ``(small, large)`` matrix, and its signs, each ``(J,)``.
+
+    Entries of cos·cos, sin·sin, cos·sin and sin·cos; then the signs of the last three, 0 where
+    there is no such sine.
+    """
+    j = torch.arange(1, plan.nodes + 1)
+    i = torch.div(j + plan.half - 1, plan.giant, rounding_mode="floor")
+    r = j - plan.giant * i  # in (-m/2, m/2]
+    small_cos, small_sin = r.abs(), plan.half + r.abs()
+    large_cos, large_sin = i, plan.giants + i
+    pairs = [(small_cos, large_cos), (small_sin, large_sin)]
+    pairs += [(small_cos, large_sin), (small_sin, large_cos)]
+    signs = -r.sign() * i.sign(), i.sign(), r.sign()
+    return (
+        *((small * plan.num_large + large).to(device) for small, large in pairs),
+        *(sign.to(device, dtype) for sign in signs),
+    )
+
+
+def _nodes_of(matrix: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """Sums of cos and sin at the nodes, ``(L, J)``, from those of the products of powers."""
+    flat = matrix.view(len(matrix), -1)  # (L, (m + 1) (2 I + 1))
+    cc, ss, cs, sc, *signs = _picks(plan, matrix.device, matrix.dtype)
+    cos_sum = flat.index_select(1, cc).addcmul_(flat.index_select(1, ss), signs[0])
+    sin_sum = flat.index_select(1, cs).mul_(signs[1])
+    return cos_sum, sin_sum.addcmul_(flat.index_select(1, sc), signs[2])
+
+
+@lru_cache(maxsize=16)
+def _coefficient_picks(plan: _Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which two of ``[0, a, b, -a, -b]`` make each entry: at ``j = m i + r`` and ``m i - r``."""
+    J = plan.nodes
+    r = torch.arange(plan.half + 1).unsqueeze(1)
+    i = torch.arange(plan.giants + 1)
+    plus, minus = plan.giant * i + r, plan.giant * i - r  # (m/2 + 1, I + 1)
+    plus = torch.where(plus <= J, plus, 0)
+    # Each node once: m i - m/2 is m (i - 1) + m/2.
+    minus = torch.where((minus > 0) & (minus <= J) & (r > 0) & (r < plan.half), minus, 0)
+
+    def entry(node: Tensor, block: int) -> Tensor:
+        return torch.where(node > 0, node + block * J, 0)
+
+    a, b, neg_a, neg_b = range(4)
+    both = []
+    for node, signs in ((plus, (a, b, b, neg_a)), (minus, (a, b, neg_b, a))):
+        cc, cs, sc, ss = (entry(node, block) for block in signs)
+        top = torch.cat([cc, cs[:, 1:]], 1)
+        bottom = torch.cat([sc, ss[:, 1:]], 1)[1:]
+        both.append(torch.cat([top, bottom]).flatten().to(device))
+    return both[0], both[1]
+
+
+def _matrix_of(a: Tensor, b: Tensor, plan: _Plan) -> Tensor:
+    """Coefficients ``(L, J)`` of cos jθ and sin jθ as those of the products of powers."""
+    both = torch.cat([a.new_zeros(len(a), 1), a, b, -a, -b], 1)
+    plus, minus = _coefficient_picks(plan, a.device)
+    flat = both.index_select(1, plus).add_(both.index_select(1, minus))
+    return flat.view(len(a), plan.num_small, plan.num_large)
+
+
+# ------------------------------------------------------------------------------------------------
+# Kernels
+# ------------------------------------------------------------------------------------------------
+
+
+class _Powers:
+    """Powers of ``exp(iθ)`` of one block of lines after another, in the same memory."""
+
+    def __init__(self, like: Tensor, plan: _Plan, lines: int, rows: int) -> None:
+        self.plan = plan
+        self.memory = like.new_ones((plan.num_small + plan.num_large) * lines * rows)
+        self.zero, self.one = like.new_zeros(()), like.new_ones(())
+        self.shape = (0, 0)
+        self.small = self.large = self.memory
+        self.powers: list[Pair] = []
+        self.giants: list[Pair] = []
+
+    def enter(self, s: Tensor, step: float) -> None:
+        """Fill ``small (m + 1, l, n)`` and ``large (2 I + 1, l, n)`` for ``s (l, n)``."""
+        if s.shape != self.shape:
+            self._arrange(*s.shape)
+        cos, sin = self.powers[0]
+        torch.mul(s, step, out=sin)
+        torch.cos(sin, out=cos)
+        sin.sin_()
+        self._raise(self.powers)
+        if self.giants:
+            self._double(self.powers[-1], self.giants[0])
+            self._raise(self.giants)
+
+    def _arrange(self, lines: int, rows: int) -> None:
+        # Views take longer than the arithmetic of a small block: made once a shape, not a block.
+        self.shape = (lines, rows)
+        plan, size = self.plan, lines * rows
+        parts = self.memory[: (plan.num_small + plan.num_large) * size].view(-1, lines, rows)
+        self.small, self.large = parts[: plan.num_small], parts[plan.num_small :]
+        self.small[0] = 1
+        self.large[0] = 1
+        self.powers = _pairs(self.small, plan.half)
+        self.giants = _pairs(self.large, plan.giants)
+
+    def _raise(self, powers: list[Pair]) -> None:
+        """The first power is there: fill in the others."""
+        for j in range(2, len(powers) + 1):
+            if j % 2 == 0:
+                self._double(powers[j // 2 - 1], powers[j - 1])
+            else:
+                (c, s), (d, t), (cos, sin) = powers[j // 2 - 1], powers[j // 2], powers[j - 1]
+                torch.mul(c, d, out=cos).addcmul_(s, t, value=-1)
+                torch.mul(s, d, out=sin).addcmul_(c, t)
+
+    def _double(self, of: tuple[Tensor, Tensor], into: tuple[Tensor, Tensor]) -> None:
+        cos, sin = of
+        torch.addcmul(self.one, sin, sin, value=-2, out=into[0])
+        torch.addcmul(self.zero, sin, cos, value=2, out=into[1])
+
+
+def _pairs(powers: Tensor, count: int) -> list[Pair]:
+    """Cosine and sine of each power, from ``(1, cosines, sines)``."""
+    views = powers.unbind()
+    return list(zip(views[1 : count + 1], views[count + 1 :], strict=True))
+
+
+def _block_shape(s: Tensor, plan: _Plan) -> tuple[int, int]:
+    """Lines and samples of one block."""
+    if s.device.type == "cpu":
+        # Each thread works on its own part, in its own cache.
+        budget = BUDGET["block_small_dim"] * torch.get_num_threads()
+    else:
+        budget = BUDGET["block_accelerator"]
+    # Powers, their weighted copy or the products; and what is read and written.
+    held = (2 * plan.num_small + plan.num_large + 2) * s.element_size()
+    rows = min(s.shape[1], _SEQUENTIAL_ROWS)
+    return max(1, budget // (held * max(rows, 1))), rows
+
+
+def _blocks(s: Tensor, lines: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    for k in range(0, s.shape[0], lines):
+        for n in range(0, s.shape[1], max(rows, 1)):
+            yield slice(k, min(k + lines, s.shape[0])), slice(n, min(n + rows, s.shape[1]))
+
+
+def _weights_of(weights: Tensor, k: slice, n: slice, lines: int) -> Tensor:
+    """The part of ``weights (B, 1 or K, N)`` for a block of the ``B K`` lines: ``(l, n)``."""
+    if weights.shape[1] == lines:
+        return weights.reshape(-1, weights.shape[2])[k, n]
+    batch = torch.arange(k.start, k.stop, device=weights.device) // lines
+    return weights[:, 0, n].index_select(0, batch)
+
+
+def _sums_kernel(
+    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
+) -> tuple[Tensor, Tensor]:
+    """Sums ``(B, K, J)`` of ``s (B, K, N)`` with ``weights (B, 1 or K, N)``."""
+    B, K, N = s.shape
+    flat, plan = s.reshape(B * K, N), _plan(num_nodes)
+    lines, rows = _block_shape(flat, plan)
+    # Sums over many blocks in float64: they are only a few numbers a line.
+    dtype = s.dtype if rows == N else widest_float(s.device)
+    total = s.new_zeros(B * K, plan.num_small, plan.num_large, dtype=dtype)
+    powers = _Powers(s, plan, min(lines, B * K), rows)
+    with autocast_off(s.device):
+        for k, n in _blocks(flat, lines, rows):
+            powers.enter(flat[k, n], step)
+            small = powers.small
+            if weights is not None:
+                small = small * _weights_of(weights, k, n, K)
+            left, right = small.transpose(0, 1), powers.large.permute(1, 2, 0)
+            if rows == N:
+                torch.bmm(left, right, out=total[k])
+            else:
+                total[k] += torch.bmm(left, right)
+    cos_sum, sin_sum = _nodes_of(total.to(s.dtype), plan)
+    return cos_sum.view(B, K, num_nodes), sin_sum.view(B, K, num_nodes)
+
+
+def _waves_kernel(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
+    """``Σ_j a_j cos jθ + b_j sin jθ`` with ``θ = h s``: ``s (B, K, N)``, ``a``, ``b (B, K, J)``."""
+    B, K, N = s.shape
+    flat, plan = s.reshape(B * K, N), _plan(a.shape[2])
+    matrix = _matrix_of(a.reshape(B * K, -1), b.reshape(B * K, -1), plan)
+    out = s.new_empty(B * K, N)
+    lines, rows = _block_shape(flat, plan)
+    lines = min(lines, B * K)
+    powers = _Powers(s, plan, lines, rows)
+    # Lines first: the product would go through a copy otherwise.
+    spare = s.new_empty(lines * plan.num_small * rows)
+    with autocast_off(s.device):
+        for k, n in _blocks(flat, lines, rows):
+            powers.enter(flat[k, n], step)
+            shape = (powers.shape[0], plan.num_small, powers.shape[1])
+            products = spare[: math.prod(shape)].view(shape)
+            torch.bmm(matrix[k], powers.large.transpose(0, 1), out=products)
+            value, *others = products.unbind(1)
+            *most, last = zip(powers.small.unbind()[1:], others, strict=True)
+            for power, product in most:
+                value.addcmul_(power, product)
+            torch.addcmul(value, *last, out=out[k, n])
+    return out.view(B, K, N)
+
+
+# ------------------------------------------------------------------------------------------------
+# The operators: each is the adjoint of the other, so derivatives of any order are made of the two
+# ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("ncfd::ray_sums", mutates_args=())
+def ray_sums_op(
+    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
+) -> tuple[Tensor, Tensor]:
+    """Sums ``(B, K, J)`` twice."""
+    return _sums_kernel(s, weights, step, num_nodes)
+
+
+@ray_sums_op.register_fake
+def _ray_sums_fake(
+    s: Tensor,
+    weights: Tensor | None,  # noqa: ARG001 - the rules share the operator's signature
+    step: float,  # noqa: ARG001
+    num_nodes: int,
+) -> tuple[Tensor, Tensor]:
+    shape = (*s.shape[:2], num_nodes)
+    return s.new_empty(shape), s.new_empty(shape)
+
+
+@torch.library.custom_op("ncfd::ray_waves", mutates_args=())
+def ray_waves_op(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
+    """``Σ_j a_j cos(j h s) + b_j sin(j h s)``, the shape of ``s``."""
+    return _waves_kernel(s, a, b, step)
+
+
+@ray_waves_op.register_fake
+def _ray_waves_fake(
+    s: Tensor,
+    a: Tensor,  # noqa: ARG001
+    b: Tensor,  # noqa: ARG001
+    step: float,  # noqa: ARG001
+) -> Tensor:
+    return s.new_empty(s.shape)
+
+
+def _line_sums(
+    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
+) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling() and _operator._TRACES_DEPTH and _operator._graph_transforms():
+        return _plain_sums(s, weights, step, num_nodes)
+    # The doors of `_operator.sums`: graphs take the operator, torch.func and eager the Function.
+    apply = ray_sums_op if torch.compiler.is_compiling() else _Sums.apply
+    cos_sum, sin_sum = apply(s, weights, step, num_nodes)
+    return cos_sum, sin_sum
+
+
+def _waves(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
+    apply = ray_waves_op if torch.compiler.is_compiling() else _Waves.apply
+    value: Tensor = apply(s, a, b, step)
+    return value
+
+
+def _plain_sums(
+    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
+) -> tuple[Tensor, Tensor]:
+    """The sums in operations that compose with everything; all ``(B, K, J, N)`` phases at once."""
+    nodes = torch.arange(1, num_nodes + 1, device=s.device, dtype=s.dtype).unsqueeze(1)
+    theta = (step * s).unsqueeze(2) * nodes
+    cos, sin = torch.cos(theta), torch.sin(theta)
+    if weights is not None:
+        cos, sin = cos * weights.unsqueeze(2), sin * weights.unsqueeze(2)
+    return cos.sum(3), sin.sum(3)
+
+
+def _slopes(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
+    """``d/ds Σ_j a_j cos(j h s) + b_j sin(j h s)``."""
+    nodes = torch.arange(1, a.shape[2] + 1, device=a.device, dtype=a.dtype) * step
+    return _waves(s, b * nodes, -a * nodes, step)
+
+
+def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+    s, weights, ctx.step, ctx.num_nodes = inputs
+    ctx.save_for_backward(s, weights)
+
+
+def _backward_sums(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+    s, weights = ctx.saved_tensors
+    grad_s = grad_w = None
+    if ctx.needs_input_grad[0]:
+        grad_s = _slopes(s, a, b, ctx.step)
+        grad_s = grad_s if weights is None else grad_s * weights
+    if ctx.needs_input_grad[1]:
+        grad_w = _waves(s, a, b, ctx.step).sum_to_size(weights.shape)
+    return grad_s, grad_w, None, None
+
+
+def _setup_waves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    s, a, b, ctx.step = inputs
+    ctx.save_for_backward(s, a, b)
+
+
+def _backward_waves(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+    s, a, b = ctx.saved_tensors
+    grad_s = grad_a = grad_b = None
+    if ctx.needs_input_grad[0]:
+        grad_s = _slopes(s, a, b, ctx.step) * u
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        grad_a, grad_b = _line_sums(s, u, ctx.step, a.shape[2])
+    return grad_s, grad_a, grad_b, None
+
+
+def _fold(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """Move a vmapped dimension into the batch: ``(B, ...) -> (size * B, ...)``."""
+    if value is None:
+        return None
+    value = value.unsqueeze(0).expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return value.reshape(-1, *value.shape[2:])
+
+
+def _vmap_sums(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    size = info.batch_size
+    tensors = (_fold(v, dim, size) for v, dim in zip(args[:2], in_dims[:2], strict=True))
+    sums = _Sums.apply(*tensors, *args[2:])
+    return tuple(v.view(size, -1, *v.shape[1:]) for v in sums), (0, 0)
+
+
+def _vmap_waves(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    size = info.batch_size
+    tensors = (_fold(v, dim, size) for v, dim in zip(args[:3], in_dims[:3], strict=True))
+    value = _Waves.apply(*tensors, args[3])
+    return value.view(size, -1, *value.shape[1:]), 0
+
+
+def _any_batched(*tensors: Tensor | None) -> bool:
+    """Of ``is_grads_batched=True``, whose tensors only operators take."""
+    return any(v is not None and _operator.is_batched(v) for v in tensors)
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        s: Tensor, weights: Tensor | None, step: float, num_nodes: int
+    ) -> tuple[Tensor, Tensor]:
+        kernel = ray_sums_op if _any_batched(s, weights) else _sums_kernel
+        return kernel(s, weights, step, num_nodes)
+
+    setup_context = staticmethod(_setup_sums)
+    backward = staticmethod(_backward_sums)
+    vmap = staticmethod(_vmap_sums)
+
+
+class _Waves(torch.autograd.Function):
+    @staticmethod
+    def forward(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
+        kernel = ray_waves_op if _any_batched(s, a, b) else _waves_kernel
+        return kernel(s, a, b, step)
+
+    setup_context = staticmethod(_setup_waves)
+    backward = staticmethod(_backward_waves)
+    vmap = staticmethod(_vmap_waves)
+
+
+# The operators carry the same autograd rules, for compiled and exported graphs.
+ray_sums_op.register_autograd(_backward_sums, setup_context=_setup_sums)
+ray_waves_op.register_autograd(_backward_waves, setup_context=_setup_waves)
