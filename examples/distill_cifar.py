@@ -34,6 +34,7 @@ from distillation import (
     comparison,
     coresets,
     formation,
+    fused,
     interruption,
     matching,
     memory,
@@ -425,6 +426,9 @@ def run(
     network = networks.ConvNet(
         data.channels, data.size, data.num_classes, config.width, config.depth, config.amp
     ).to(device)
+    layers = fused.describe(network, device, data.size)
+    if processes.rank() == 0:
+        tqdm.write(f"networks: {layers}", file=sys.stderr)
 
     # The sets that need no matching, each with its ρ.
     starts = {
@@ -521,6 +525,7 @@ def run(
         },
         "peak_memory_bytes": memory.peak_memory(device),
         "device": report.device_name(device),
+        "networks": layers,
         "versions": report.versions(),
         "config": config.as_dict(),
         **judged,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import augmentation, cache, checkpoint, networks, processes, training
+from . import augmentation, cache, checkpoint, fused, networks, processes, training
 from .data import Data
 from .networks import Weights
 from .randomness import generator
@@ -141,6 +141,7 @@ def _ingredients(
         machine = (torch.cuda.get_device_name(device), torch.backends.cudnn.version())
     shapes = [(name, tuple(p.shape)) for name, p in network.named_parameters()]
     architecture = (type(network).__name__, shapes, *["amp"] * getattr(network, "amp", False))
+    architecture += ("fused",) * (fused.why_not(network, device, data.size) is None)
     code = (RECIPE, torch.__version__, device.type, machine)
     return (*code, architecture, data.fingerprint(), asdict(strategy), epochs, seed)
 
