@@ -44,6 +44,7 @@ from distillation import (
     processes,
     refinement,
     report,
+    workers,
 )
 from distillation.augmentation import Draw
 from distillation.checkpoint import Checkpoints
@@ -399,6 +400,7 @@ def run(
     if config.memory_limit_gb is not None:
         memory.give_back_freed_memory()
         networks.AT_ONCE[device.type] = 128
+        workers.AT_ONCE = 1
     elif device.type == "cpu":
         memory.keep_freed_memory()
     if device.type == "cuda":
