@@ -51,10 +51,10 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
     width, size, batch = (16, 32, 4) if quick else (128, 32, 128)
     network = networks.ConvNet(3, size, 10, width, 3)
     written.content["notes"] = [f"Blocks: {fused.describe(network, device, size)}. Random images."]
-    _network(width, size, batch, 0.02 if quick else 7.0, device, written)
+    _network(width, size, batch, 0.02 if quick else 4.0, device, written)
     for ipc in (1, 2) if quick else (1, 10, 50):
         _steps(width, size, batch, ipc, 0.02 if quick else 4.0, device, written)
-    _trainings(width, size, batch, 2 if quick else 20, written)
+    _trainings(width, size, batch, 2 if quick else 10, written)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _steps(
         {way: _under(enabled, steps[way]) for way, (enabled, _) in WAYS.items()},
         device,
         seconds=seconds,
-        at_least=3,
+        at_least=2,
         at_most=100,
         warm_up=1,
     )
