@@ -29,6 +29,7 @@ SUITES = {
     "precision": "error against float64 as the phases grow",
     "scaling": "time and memory against N, D and F",
     "pipeline": "the distillation step, part by part",
+    "network": "the ConvNet at its published width: fused or not, and a step with it",
     "page-faults": "how much of the large cases is memory that comes and goes",
     "two-sample": "the tests against plain ways to do the same",
     "power": "what share of differences the tests see, beside other tests, and their size",
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> Path | None:
     args = p.parse_args(arguments)
     if (args.suite is None) == (args.probe is None):
         p.error("--suite is required")
-    if "pipeline" in (args.suite, args.probe and args.probe[0]):
+    if {"pipeline", "network"} & {args.suite, args.probe and args.probe[0]}:
         # As the pipeline does it; has to be said before PyTorch loads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch

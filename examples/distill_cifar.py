@@ -34,6 +34,7 @@ from distillation import (
     comparison,
     coresets,
     formation,
+    fused,
     interruption,
     matching,
     memory,
@@ -43,6 +44,7 @@ from distillation import (
     processes,
     refinement,
     report,
+    workers,
 )
 from distillation.augmentation import Draw
 from distillation.checkpoint import Checkpoints
@@ -398,6 +400,7 @@ def run(
     if config.memory_limit_gb is not None:
         memory.give_back_freed_memory()
         networks.AT_ONCE[device.type] = 128
+        workers.AT_ONCE = 1
     elif device.type == "cpu":
         memory.keep_freed_memory()
     if device.type == "cuda":
@@ -425,6 +428,9 @@ def run(
     network = networks.ConvNet(
         data.channels, data.size, data.num_classes, config.width, config.depth, config.amp
     ).to(device)
+    layers = fused.describe(network, device, data.size)
+    if processes.rank() == 0:
+        tqdm.write(f"networks: {layers}", file=sys.stderr)
 
     # The sets that need no matching, each with its ρ.
     starts = {
@@ -521,6 +527,7 @@ def run(
         },
         "peak_memory_bytes": memory.peak_memory(device),
         "device": report.device_name(device),
+        "networks": layers,
         "versions": report.versions(),
         "config": config.as_dict(),
         **judged,

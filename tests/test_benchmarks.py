@@ -61,6 +61,26 @@ def test_suite_in_this_process(suite, tmp_path):
     assert tables(file)
 
 
+def test_network_suite_has_every_way_and_use(tmp_path):
+    # In a process of its own: how threads wait is said before PyTorch loads.
+    found = start("network", tmp_path)
+    ways = ("layers, float32", "fused, float32", "fused, bfloat16")
+    uses = ("forward", "training", "synthetic")
+    assert {(r["contender"], r["use"]) for r in found["network"]} == {
+        (way, use) for way in ways for use in uses
+    }
+    assert {(r["contender"], r["case"]) for r in found["step"]} == {
+        (way, f"CIFAR-10, IPC {ipc}") for way in ways for ipc in (1, 2)
+    }
+    for way in ways:
+        shares = [r["share"] for r in found["parts"] if r["contender"] == way]
+        assert sum(shares) == pytest.approx(2)
+    for row in found["targets"]:
+        wanted = float(row["target"].removeprefix(">= "))
+        assert row["verdict"] == ("met" if row["value"] >= wanted else "MISSED")
+    assert {r["contender"] for r in found["trainings"]} == {"one after another", "side by side"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["scaling", "pipeline"])
 def test_slower_suites(suite, tmp_path):

@@ -550,8 +550,8 @@ def test_a_symbol_missing_from_the_reference_is_noticed(tmp_path):
     assert "reference: ncfd.NCFDLoss is missing" not in missing
 
 
-def study(suite):
-    file = DOCS.parent / "benchmarks" / "results" / f"{suite}-cpu-amd-epyc.json"
+def study(suite, processor="amd-epyc"):
+    file = DOCS.parent / "benchmarks" / "results" / f"{suite}-cpu-{processor}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     assert content["finished"]
     assert not content["quick"]
@@ -663,6 +663,43 @@ def test_times_are_quoted_as_they_are_on_file():
         f"{ratio[large, 'default']} times at D = 128; where memory is kept, "
         f"{ratio[small, 'keeping']} and {ratio[large, 'keeping']} times."
     ) in words
+
+
+def test_the_networks_of_published_width_are_quoted_as_they_are_on_file():
+    tables = study("network", "intel-xeon")
+    ways = ("layers, float32", "fused, float32", "fused, bfloat16")
+
+    def cells(rows, seconds):
+        by_way = {row["contender"]: row for row in rows}
+        found = [by_way[way] for way in ways]
+        return [f"{seconds(row):.2f} ({row['times_as_fast']:.1f})" for row in found]
+
+    wanted = [
+        [label, *cells([r for r in tables["network"] if r["use"] == use], lambda r: r["image_ms"])]
+        for use, label in (
+            ("forward", "features, ms an image"),
+            ("training", "training, ms an image"),
+            ("synthetic", "slopes of images, ms an image"),
+        )
+    ]
+    wanted += [
+        [
+            f"a step at IPC {ipc}, s",
+            *cells(
+                [r for r in tables["step"] if r["case"].endswith(f" {ipc}")], lambda r: r["step_s"]
+            ),
+        ]
+        for ipc in (1, 10, 50)
+    ]
+    assert [row for row in wanted if row not in table_rows("pipeline")] == []
+    shares = {
+        (r["contender"], r["part"]): f"{r['part_s']:.3f} s, {100 * r['share']:.0f} %"
+        for r in tables["parts"]
+        if r["case"] == "CIFAR-10, IPC 10"
+    }
+    parts = [part for way, part in shares if way == ways[0]]
+    wanted = [[part, *(shares[way, part] for way in ways)] for part in parts]
+    assert [row for row in wanted if row not in table_rows("benchmarks")] == []
 
 
 def test_the_large_test_is_quoted_as_it_is_on_file():

@@ -46,10 +46,12 @@ class Step:
         method: str,
         device: torch.device,
         limit_gb: float | None = None,
+        amp: bool = False,
     ) -> None:
         self.case = case
         config, data = _config(case, method, device, limit_gb), _random_data(case, device)
-        network = networks.ConvNet(3, case.size, case.classes, case.width, config.depth).to(device)
+        sizes = (3, case.size, case.classes, case.width, config.depth)
+        network = networks.ConvNet(*sizes, amp=amp).to(device)
         initial, trained = (
             networks.stack(
                 [networks.initial_weights(network, generator(0, name, k)) for k in (0, 1)]

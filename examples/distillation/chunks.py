@@ -91,7 +91,8 @@ def estimate(config: Config, data: Data, network: Any, zoo: Zoo) -> Estimate:
     """Estimate the memory of the matching, by a formula around one trial.
 
     The trial runs one decoded image forwards and counts what autograd keeps for the way back. The
-    rest is arithmetic on sizes. So the answer is the same on every machine.
+    rest is arithmetic on sizes. So the answer is the same on every machine that runs the network by
+    the same functions.
     """
     C, rho2 = data.num_classes, config.factor**2
     image = 4 * data.channels * data.size**2

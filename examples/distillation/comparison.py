@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import architectures, evaluation, scores
+from . import architectures, evaluation, processes, scores, training, workers
 from .data import Data
 from .evaluation import Run
 
@@ -103,11 +103,10 @@ def judge(
     """
 
     first, *others = networks
-
-    def run(name: str, architecture: str = first, augment: bool = True) -> list[Run]:
-        stored = sets[name]
+    made = {}
+    for architecture in networks:
         with torch.random.fork_rng(devices=[]):  # layers are made with weights that nobody uses
-            network = architectures.make(
+            made[architecture] = architectures.make(
                 architecture,
                 data.channels,
                 data.size,
@@ -116,11 +115,15 @@ def judge(
                 depth=recipe.depth,
                 amp=recipe.amp,
             ).to(data.device)
+
+    def run(chosen: tuple[str, str, bool]) -> list[Run]:
+        name, architecture, augment = chosen
+        stored = sets[name]
         label = "-".join(
             [name, *[architecture] * (architecture != "convnet"), *["plain"] * (not augment)]
         )
         return evaluation.evaluate(
-            network,
+            made[architecture],
             data,
             stored.images,
             stored.labels,
@@ -134,9 +137,19 @@ def judge(
             file=folder / f"evaluation-{label}.pt" if folder else None,
         )
 
-    verdict = Verdict(headline, full_epochs=recipe.full_epochs)
-    verdict.sets = {name: run(name) for name in sets}
-    verdict.networks = {name: run(headline, name) for name in others}
-    if with_scores:
-        verdict.plain = {name: run(name, augment=False) for name in (headline, "random")}
-    return verdict
+    plain = (headline, "random") if with_scores else ()
+    wanted = [
+        *((name, first, True) for name in sets),
+        *((headline, other, True) for other in others),
+        *((name, first, False) for name in plain),
+    ]
+    one_core = training.one_core_each(data) and processes.size() == 1
+    found = workers.each(run, wanted, one_core=one_core, waits=True)
+    judged = dict(zip(wanted, found, strict=True))
+    return Verdict(
+        headline,
+        {name: judged[name, first, True] for name in sets},
+        {name: judged[headline, name, True] for name in others},
+        {name: judged[name, first, False] for name in plain},
+        recipe.full_epochs,
+    )

@@ -1,5 +1,6 @@
 """How good a small set is: fresh networks trained on it alone, judged on the test images."""
 
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import augmentation, checkpoint, formation, networks, processes, training
+from . import augmentation, checkpoint, formation, networks, processes, training, workers
 from .data import Data
 from .networks import Weights
 from .randomness import generator
@@ -65,10 +66,13 @@ def evaluate(
         strategy = augmentation.for_digits(strategy) if digits else strategy
     # Looking five times is enough to see where the accuracy goes, and costs little.
     looks = {max(1, round(epochs * k / 5)) for k in range(1, 6)}
-    done: list[Run] = []
+    done: dict[int, Run] = {}
     if file is not None and file.exists():
-        done = [Run(**run) for run in checkpoint.load(file)["runs"]]
+        kept = checkpoint.load(file)["runs"]
+        done = {r: Run(**run) for r, run in enumerate(kept) if run is not None}
+    one_core = training.one_core_each(data)
     together = training.side_by_side(data) * processes.size()
+    lock = threading.Lock()  # of the bar and the file
     with tqdm(
         total=runs * epochs,
         initial=len(done) * epochs,
@@ -76,17 +80,12 @@ def evaluate(
         unit="epoch",
         disable=processes.rank() > 0,
     ) as bar:
-        for first in range(len(done), runs, together):
-            block = range(first, min(first + together, runs))
-            group = processes.share(block)
+
+        def train_block(block: list[int]) -> None:
+            group = [block[k] for k in processes.share(range(len(block)))]
             curves: list[list[list[float]]] = [[] for _ in group]
 
-            def after_epoch(
-                epoch: int,
-                weights: Weights,
-                loss: Tensor,
-                curves: list[list[list[float]]] = curves,
-            ) -> None:
+            def after_epoch(epoch: int, weights: Weights, loss: Tensor) -> None:
                 if epoch in looks:
                     for r, curve in enumerate(curves):
                         one = {n: w[r] for n, w in weights.items()}
@@ -94,10 +93,12 @@ def evaluate(
                         held = (data.validation_images, data.validation_labels)
                         scores = [training.accuracy(network, one, data, *p) for p in (test, held)]
                         curve.append([float(epoch), *scores])
-                    bar.set_postfix(
-                        loss=f"{loss.item():.3f}", validation=f"{curves[0][-1][2]:.1f}%"
-                    )
-                bar.update(len(curves))
+                with lock:
+                    if epoch in looks:
+                        bar.set_postfix(
+                            loss=f"{loss.item():.3f}", validation=f"{curves[0][-1][2]:.1f}%"
+                        )
+                    bar.update(len(curves))
 
             starts = [
                 networks.initial_weights(network, generator(seed, "evaluation weights", r))
@@ -105,7 +106,8 @@ def evaluate(
             ]
             unfinished = None
             if file is not None and processes.size() == 1:
-                unfinished = training.Unfinished(file.with_name(f"unfinished-{file.name}"), curves)
+                part = f"unfinished-{group[0]}-{file.name}"
+                unfinished = training.Unfinished(file.with_name(part), curves)
             if group:  # with more processes than runs some have nothing to do
                 training.train(
                     network,
@@ -122,13 +124,21 @@ def evaluate(
                     after_epoch=after_epoch,
                     unfinished=unfinished,
                 )
-            for curve in processes.gather(curves):
-                _, test, validation = curve[-1]
-                done.append(Run(test, max(point[1] for point in curve), validation, curve))
-            bar.update((len(block) - len(group)) * epochs)
-            if file is not None and processes.rank() == 0:
-                checkpoint.save(file, {"runs": [asdict(run) for run in done]})
-    return done
+            gathered = processes.gather(curves)
+            with lock:
+                for r, curve in zip(block, gathered, strict=True):
+                    _, test, validation = curve[-1]
+                    done[r] = Run(test, max(point[1] for point in curve), validation, curve)
+                bar.update((len(block) - len(group)) * epochs)
+                if file is not None and processes.rank() == 0:
+                    found = [done.get(r) for r in range(runs)]
+                    checkpoint.save(file, {"runs": [run and asdict(run) for run in found]})
+
+        missing = [r for r in range(runs) if r not in done]
+        blocks = [missing[k : k + together] for k in range(0, len(missing), together)]
+        # What is gathered has to be so in one order.
+        workers.each(train_block, blocks, one_core=one_core and processes.size() == 1)
+    return [done[r] for r in range(runs)]
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:

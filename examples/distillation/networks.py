@@ -6,6 +6,9 @@ import contextlib
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
+
+from . import fused
 
 #: Parameters of one network by name, or of R networks with a leading dimension R.
 Weights = dict[str, Tensor]
@@ -60,6 +63,8 @@ class ConvNet(nn.Module):
 
         With `layers` > 1 the features of that many last blocks, side by side, the last block last.
         """
+        if self.is_fused(images):
+            return self._forward_fused(images, layers)
         x, ends = images, []
         with self._precision(images):
             for k, module in enumerate(self.blocks):
@@ -71,6 +76,30 @@ class ConvNet(nn.Module):
             features = ends[0] if layers == 1 else torch.cat(ends, 1)
             logits = self.classifier(ends[-1])
         return (features.float(), logits.float()) if self.amp else (features, logits)
+
+    def is_fused(self, images: Tensor) -> bool:
+        """Whether the blocks are run by `fused.py` on such images."""
+        whole = images.dtype == torch.float32 and not torch.compiler.is_compiling()
+        return whole and fused.why_not(self, images.device, images.shape[-1]) is None
+
+    def _forward_fused(self, images: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        products = torch.bfloat16 if self.amp else torch.float32
+        depth = len(self.features)
+        x, ends = images, []
+        for k in range(depth):
+            conv, norm = self.blocks[4 * k], self.blocks[4 * k + 1]
+            if k == 0 and x.shape[1] in fused.FEW_CHANNELS:
+                x = fused.first_convolution(x, conv.weight, products)
+            else:
+                x = F.conv2d(x.to(products), conv.weight.to(products), padding=1)
+            given = k >= depth - layers  # features, in float32
+            x = fused.norm_relu_pool(x, conv.bias, norm, torch.float32 if given else products)
+            if given:
+                ends.append(x.flatten(1))
+        features = ends[0] if layers == 1 else torch.cat(ends, 1)
+        with self._precision(images):
+            logits = self.classifier(ends[-1])
+        return features, logits.float()
 
     def _precision(self, images: Tensor) -> contextlib.AbstractContextManager[object]:
         if not self.amp:

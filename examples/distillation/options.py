@@ -307,7 +307,7 @@ def parser() -> argparse.ArgumentParser:
         "--amp",
         action="store_true",
         help="form the products of the ConvNets in bfloat16, wherever one is run; norms and phases "
-        "stay in float32. Meant for a GPU",
+        "stay in float32. For GPUs, and processors that multiply bfloat16",
     )
     add("--eval-epochs", type=int, help="training epochs of an evaluation network")
     add("--eval-runs", type=int, help="evaluation networks")

@@ -1,6 +1,7 @@
 """Training classifiers, one or several side by side, for the zoo and for the evaluation."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import augmentation, checkpoint, networks
+from . import augmentation, checkpoint, networks, workers
 from .augmentation import Strategy
 from .data import Data
 from .networks import Weights
@@ -63,6 +64,14 @@ def side_by_side(data: Data) -> int:
     return max(1, 10 * 32**2 // data.size**2)  # ten batches of CIFAR, or as many pixels
 
 
+def one_core_each(data: Data) -> bool:
+    """Whether each network is trained on a core of its own, beside others; see `workers.py`.
+
+    On a CPU. Small images stay as they were, whose whole run takes minutes.
+    """
+    return data.device.type == "cpu" and data.size >= 32
+
+
 def train(
     network: nn.Module,
     weights: Weights,
@@ -104,6 +113,7 @@ def train(
     Returns:
         (R, ...) trained weights.
     """
+    network = copy.deepcopy(network)  # one that is called with other weights serves one thread
     weights = {name: w.clone().requires_grad_() for name, w in weights.items()}
     optimizer = torch.optim.AdamW(weights.values(), lr=rate, weight_decay=5e-4)
     R, N = len(generators), len(images)
@@ -123,6 +133,7 @@ def train(
         orders = sent(orders, images.device)
         total = torch.zeros((), device=images.device)
         for step, index in enumerate(orders.split(batch, dim=1)):  # (R, B)
+            workers.check()
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule((epoch + step / steps) / epochs)
             B = index.shape[1]
@@ -187,6 +198,7 @@ def accuracy(
     network: nn.Module, weights: Weights, data: Data, images: Tensor, labels: Tensor
 ) -> float:
     """Accuracy in percent of one network on uint8 images."""
+    network = copy.deepcopy(network)
     right = 0
     piece = 1024 if images.device.type == "cpu" else 8192
     for x, y in zip(images.split(piece), labels.split(piece), strict=True):

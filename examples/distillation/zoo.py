@@ -1,6 +1,7 @@
 """The zoo: networks kept twice, at initialisation and after training, and blends of the two."""
 
 import io
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import augmentation, cache, checkpoint, networks, processes, training
+from . import augmentation, cache, checkpoint, fused, networks, processes, training, workers
 from .data import Data
 from .networks import Weights
 from .randomness import generator
@@ -42,7 +43,7 @@ RECIPE = 1
 def train_zoo(
     network: nn.Module, data: Data, *, size: int, epochs: int, seed: int, use_cache: bool = True
 ) -> Zoo:
-    """Train `size` networks on the training part; side by side where the device is parallel.
+    """Train `size` networks on the training part, side by side where there is room for it.
 
     Trained members are kept one by one, so that a larger zoo takes over those of a smaller one,
     and an interrupted training goes on. On a CPU they are the same bits as without the cache.
@@ -78,12 +79,13 @@ def train_zoo(
         unit="epoch",
         disable=processes.rank() > 0,
     ) as bar:
-        for first in range(0, len(own), at_once):
-            group = own[first : first + at_once]
+        lock = threading.Lock()  # of the bar
 
-            def after_epoch(_: int, __: Weights, loss: Tensor, together: int = len(group)) -> None:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-                bar.update(together)
+        def train_group(group: list[int]) -> None:
+            def after_epoch(_: int, __: Weights, loss: Tensor) -> None:
+                with lock:
+                    bar.set_postfix(loss=f"{loss.item():.3f}")
+                    bar.update(len(group))
 
             unfinished = None
             if use_cache and processes.size() == 1:
@@ -113,6 +115,9 @@ def train_zoo(
                     buffer = io.BytesIO()
                     torch.save({"trained": one, "accuracy": accuracies[k]}, buffer)
                     cache.write(names[k], buffer.getvalue())
+
+        groups = [own[first : first + at_once] for first in range(0, len(own), at_once)]
+        workers.each(train_group, groups, one_core=training.one_core_each(data))
     if processes.size() > 1:
         shared = own if processes.rank() else [*trained]
         for k, weights, accuracy in processes.gather(
@@ -136,11 +141,13 @@ def _ingredients(
     device = data.device
     if device.type == "cpu":
         # Sums are divided among the threads, and into vectors of the processor's length.
-        machine = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+        threads = 1 if training.one_core_each(data) else torch.get_num_threads()
+        machine = (threads, torch.backends.cpu.get_cpu_capability())
     else:
         machine = (torch.cuda.get_device_name(device), torch.backends.cudnn.version())
     shapes = [(name, tuple(p.shape)) for name, p in network.named_parameters()]
     architecture = (type(network).__name__, shapes, *["amp"] * getattr(network, "amp", False))
+    architecture += ("fused",) * (fused.why_not(network, device, data.size) is None)
     code = (RECIPE, torch.__version__, device.type, machine)
     return (*code, architecture, data.fingerprint(), asdict(strategy), epochs, seed)
 

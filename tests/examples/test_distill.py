@@ -61,6 +61,7 @@ def test_a_run_writes_everything(finished):
     assert {"random", "mix"} == set(results["baselines"])
     assert {"torch", "ncfd"} <= set(results["versions"])
     assert results["device"].startswith("cpu")
+    assert results["networks"] == "PyTorch's layers: the maps are small"
     for part in ("real", "initial", "distilled"):
         assert (folder / "images" / f"{part}.png").stat().st_size > 1000
     for plot in ("losses", "players", "gradients", "scale", "noise_floor", "accuracy"):

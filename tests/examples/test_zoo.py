@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from distillation import cache, networks, training, zoo
+from distillation import cache, fused, networks, training, zoo
 from distillation.randomness import generator
 
 
@@ -90,6 +90,14 @@ def test_members_are_shared_only_if_nothing_differs(few, monkeypatch, change):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert train(few, size=1, **options).reused == 0
     assert train(few, size=1, **options).reused == 1
+
+
+@pytest.mark.skipif(fused.library()[0] is None, reason="there is no compiler")
+def test_a_fused_member_is_not_taken_for_a_plain_one(few, monkeypatch):
+    train(few, size=1, width=64)
+    monkeypatch.setattr(fused, "ENABLED", False)
+    assert train(few, size=1, width=64).reused == 0
+    assert train(few, size=1, width=64).reused == 1
 
 
 def test_a_damaged_member_is_named_and_trained_again(few, capsys):
