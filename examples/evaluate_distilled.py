@@ -22,7 +22,16 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from distillation import architectures, comparison, formation, memory, networks, options, report
+from distillation import (
+    architectures,
+    comparison,
+    formation,
+    memory,
+    networks,
+    options,
+    report,
+    wording,
+)
 from distillation.comparison import Recipe, Stored
 from distillation.data import DATASETS, Data, load
 from distillation.randomness import generator
@@ -81,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what `--output` would hold."""
+    wording.print_anything()
     args = parser().parse_args(arguments)
     if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
         raise ValueError(f"--output must be a file in a folder that exists; got {args.output}")

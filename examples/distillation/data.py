@@ -14,6 +14,7 @@ from torch import Tensor
 from . import cache, imagefolder, layouts
 from .layouts import IMAGENET_SUBSETS
 from .randomness import generator, sent
+from .wording import shown
 
 FOLDERS = ("imagefolder", "tinyimagenet", *IMAGENET_SUBSETS)
 DATASETS = ("digits", "cifar10", "cifar100", *FOLDERS)
@@ -70,6 +71,7 @@ class Data:
         counts = self.counts()
         return {
             "classes": self.num_classes,
+            "class_names": [shown(name) for name in self.class_names],
             "train": len(self.train_labels),
             "train_per_class": [int(counts.min()), int(counts.max())],
             "validation": len(self.validation_labels),
