@@ -413,7 +413,7 @@ def run(
         use_cache=use_cache,
     )
     if data.skipped:
-        tqdm.write(f"{len(data.skipped)} unreadable files were left out:")
+        tqdm.write(f"{len(data.skipped)} files were left out:")
         for name in data.skipped[:10]:
             tqdm.write(f"  {name}")
     parts = torch.cat([data.train_labels, data.validation_labels + data.num_classes])

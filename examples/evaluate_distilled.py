@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"note: {note}", file=sys.stderr)
     data = load(dataset, args.data_dir, images.shape[-1], device, use_cache=args.cache)
     if data.skipped:
-        print(f"note: {len(data.skipped)} unreadable files were left out", file=sys.stderr)
+        print(f"note: {len(data.skipped)} files were left out", file=sys.stderr)
     data, order = fit(data, images, info)
     labels = order[labels]
     stored = Stored(images.to(device), labels.to(device), info["factor"])

@@ -380,7 +380,7 @@ def write_page(
     if results["notes"]:
         lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in results["notes"])]
     if results["skipped_files"]:
-        lines += ["", f"## {len(results['skipped_files'])} unreadable files were left out", ""]
+        lines += ["", f"## {len(results['skipped_files'])} files were left out", ""]
         lines += [f"- {markdown(name)}" for name in results["skipped_files"]]
     if diagnosis is not None:
         lines += ["", "## Frequencies and features at the end", "", diagnosis.text]
