@@ -35,6 +35,7 @@ Written to the output directory: results.json, shift.png.
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +136,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()

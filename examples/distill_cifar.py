@@ -44,6 +44,7 @@ from distillation import (
     processes,
     refinement,
     report,
+    wording,
     workers,
 )
 from distillation.augmentation import Draw
@@ -364,6 +365,7 @@ def _checkpoint_interval(config: Config) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what is in `results.json`."""
+    wording.print_anything()
     args = options.parser().parse_args(arguments)
     config = options.configure(args)
     notes = options.idle(config, options.given(arguments))
@@ -414,7 +416,7 @@ def run(
         use_cache=use_cache,
     )
     if data.skipped:
-        tqdm.write(f"{len(data.skipped)} unreadable files were left out:")
+        tqdm.write(f"{len(data.skipped)} files were left out:")
         for name in data.skipped[:10]:
             tqdm.write(f"  {name}")
     parts = torch.cat([data.train_labels, data.validation_labels + data.num_classes])
@@ -542,6 +544,8 @@ def run(
     }
     if processes.rank() > 0:
         return results
+    # First of all, and alone: what comes after may fail.
+    report.write_results(folder / "results.json", results)
     pictures = []
     if report.mpl is None:
         tqdm.write("no pictures are drawn: matplotlib is not installed")
@@ -549,16 +553,17 @@ def run(
         pictures = save_pictures(folder, data, starts["mix"], (images, labels, factor))
         if result is not None:
             pictures += report.save_plots(folder / "plots", result.history, result.floors)
-        report.save_accuracy_plot(folder / "plots" / "accuracy.png", verdict.curves())
-        pictures.append(folder / "plots" / "accuracy.png")
-    report.write_page(
-        folder / "report.md",
-        results,
-        pictures,
-        f"python examples/distill_cifar.py {command}",
-        result.diagnosis if result else None,
-    )
-    report.write_results(folder / "results.json", results)
+        with wording.forgiven(folder / "plots" / "accuracy.png"):
+            report.save_accuracy_plot(folder / "plots" / "accuracy.png", verdict.curves())
+            pictures.append(folder / "plots" / "accuracy.png")
+    with wording.forgiven(folder / "report.md"):
+        report.write_page(
+            folder / "report.md",
+            results,
+            pictures,
+            f"python examples/distill_cifar.py {command}",
+            result.diagnosis if result else None,
+        )
 
     if config.memory_limit_gb is not None:
         excess = memory.stay_within(config.memory_limit_gb, results["peak_memory_bytes"])
@@ -660,8 +665,10 @@ def save_pictures(
     }
     paths = []
     for name, (x, y) in grids.items():
-        paths.append(folder / "images" / f"{name}.png")
-        report.save_grid(paths[-1], x, y, data.class_names)
+        path = folder / "images" / f"{name}.png"
+        with wording.forgiven(path):
+            report.save_grid(path, x, y, data.class_names)
+            paths.append(path)
     return paths
 
 

@@ -22,7 +22,16 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from distillation import architectures, comparison, formation, memory, networks, options, report
+from distillation import (
+    architectures,
+    comparison,
+    formation,
+    memory,
+    networks,
+    options,
+    report,
+    wording,
+)
 from distillation.comparison import Recipe, Stored
 from distillation.data import DATASETS, Data, load
 from distillation.randomness import generator
@@ -81,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what `--output` would hold."""
+    wording.print_anything()
     args = parser().parse_args(arguments)
     if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
         raise ValueError(f"--output must be a file in a folder that exists; got {args.output}")
@@ -99,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"note: {note}", file=sys.stderr)
     data = load(dataset, args.data_dir, images.shape[-1], device, use_cache=args.cache)
     if data.skipped:
-        print(f"note: {len(data.skipped)} unreadable files were left out", file=sys.stderr)
+        print(f"note: {len(data.skipped)} files were left out", file=sys.stderr)
     data, order = fit(data, images, info)
     labels = order[labels]
     stored = Stored(images.to(device), labels.to(device), info["factor"])

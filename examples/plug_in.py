@@ -25,6 +25,7 @@ import argparse
 import difflib
 import inspect
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,6 +218,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     data = Digits(options.held_out, torch.device(options.device))

@@ -27,6 +27,7 @@ Written to the output directory: results.json, embeddings.png.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -222,6 +223,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)

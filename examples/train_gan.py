@@ -31,6 +31,7 @@ Written to the output directory: results.json, samples.png, curve.png, generator
 import argparse
 import copy
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -322,6 +323,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character shows its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     data = load(options)

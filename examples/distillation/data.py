@@ -14,6 +14,7 @@ from torch import Tensor
 from . import cache, imagefolder, layouts
 from .layouts import IMAGENET_SUBSETS
 from .randomness import generator, sent
+from .wording import shown
 
 FOLDERS = ("imagefolder", "tinyimagenet", *IMAGENET_SUBSETS)
 DATASETS = ("digits", "cifar10", "cifar100", *FOLDERS)
@@ -37,7 +38,7 @@ class Data:
     test_labels: Tensor
     mean: Tensor  # (channels, 1, 1), of the training part in [0, 1]
     std: Tensor
-    skipped: list[str] = field(default_factory=list)  # unreadable files
+    skipped: list[str] = field(default_factory=list)  # files that were left out
 
     @property
     def num_classes(self) -> int:
@@ -70,6 +71,7 @@ class Data:
         counts = self.counts()
         return {
             "classes": self.num_classes,
+            "class_names": [shown(name) for name in self.class_names],
             "train": len(self.train_labels),
             "train_per_class": [int(counts.min()), int(counts.max())],
             "validation": len(self.validation_labels),
@@ -129,6 +131,7 @@ def load(
     The split is the same for every seed, so that runs differ by their own randomness only.
     """
     skipped: list[str] = []
+    folders: list[str] = []
     share = VALIDATION_SHARE
     if dataset == "digits":
         arrays, names = _digits(size)
@@ -138,15 +141,17 @@ def load(
     else:
         listing = layouts.find(dataset, required_folder(dataset, data_dir))
         decoded = imagefolder.read(listing, size, use_cache)
-        names, skipped, first_test = listing.class_names, decoded.skipped, len(decoded.train_labels)
+        names, folders = listing.class_names, listing.folders
+        skipped, first_test = decoded.skipped, len(decoded.train_labels)
         arrays = {
             "train_images": decoded.images[:first_test],
             "train_labels": decoded.train_labels,
             "test_images": decoded.images[first_test:],
             "test_labels": decoded.test_labels,
         }
+    folders = folders or names
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    kept, held = _held_out(tensors["train_labels"], len(names), share)
+    kept, held = _held_out(tensors["train_labels"], folders, share)
     images, labels = tensors["train_images"], tensors["train_labels"]
     train_images = images[kept]
     mean, std = _statistics(train_images)
@@ -183,16 +188,16 @@ def required_folder(dataset: str, data_dir: Path | None) -> Path:
     return data_dir
 
 
-def _held_out(labels: Tensor, num_classes: int, share: float) -> tuple[Tensor, Tensor]:
+def _held_out(labels: Tensor, classes: list[str], share: float) -> tuple[Tensor, Tensor]:
     """Split indices into kept and held out, the same share of every class, at least one each."""
     order = torch.randperm(len(labels), generator=generator(0, "validation split"))
     kept, held = [], []
-    for c in range(num_classes):
+    for c, name in enumerate(classes):
         members = order[labels[order] == c]
         if len(members) < 2:
             raise ValueError(
-                f"class {c} has {len(members)} training image(s); at least 2 are needed, one to "
-                "train on and one to validate with"
+                f"class {shown(name)} has {len(members)} training image(s); at least 2 are needed, "
+                "one to train on and one to validate with"
             )
         count = max(1, round(share * len(members)))
         held.append(members[:count])

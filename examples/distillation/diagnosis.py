@@ -13,6 +13,8 @@ from torch import Tensor
 
 import ncfd
 
+from .wording import markdown
+
 #: Below this share of the real spread, synthetic features of a class count as collapsed.
 COLLAPSED = 0.1
 #: A growth of the share of pixel values at 0 or 1 by more than this counts as too large steps.
@@ -78,9 +80,9 @@ def diagnose(
             "clipped into saturated noise; lower the learning rate of the images"
         )
     lines = [
-        *([f"- **Warning.** {line}" for line in warnings] or ["No warnings."]),
+        *([f"- **Warning.** {markdown(line)}" for line in warnings] or ["No warnings."]),
         "",
-        f"Class {worst}:",
+        f"Class {markdown(worst)}:",
         "",
         "```",
         str(reports[worst]),

@@ -1,6 +1,7 @@
 """Image files of any kind, decoded with Pillow on all cores into one uint8 array."""
 
 import os
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,17 +10,45 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from . import cache
 from .layouts import Listing, describe
+from .wording import shown
 
 #: What Pillow raises for files that are no images, cut off, damaged, or far too large.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError),
+    *(struct.error, LookupError, TypeError, ArithmeticError, RuntimeError, AssertionError),
+)
+
+#: What a file is decides its content, not its name. Not here: what runs another program (EPS, PDF),
+#: and what anything could be taken for (TGA).
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI"),
+    *("SGI", "TIFF", "WEBP"),
+)
+
+MAX_SAMPLE, PHOTOMETRIC = 281, 262  # tags of TIFF
+ORIENTATION = 274  # of EXIF
+FLIPS = {
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 #: Raise it whenever the decoding below gives other pixels than before.
-RECIPE = 3
+RECIPE = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +70,7 @@ def guess_image_size(listing: Listing) -> int:
         if by_class[c] > 10:
             continue
         try:
-            with Image.open(path) as image:  # reads the header only
+            with open_image(path) as image:  # reads the header only
                 sides.append(min(image.size))
         except UNREADABLE:
             continue  # named when the folder is read
@@ -53,14 +82,31 @@ def guess_image_size(listing: Listing) -> int:
     return min(max(usual // 8 * 8, 16), 128)
 
 
+def open_image(path: Path) -> Image.Image:
+    """Open an image of a known format; its pixels are not read yet."""
+    Image.init()
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def decode(path: Path, size: int) -> tuple[np.ndarray, bool]:
     """Return the central square of an image, (3, size, size) uint8, and whether it is grey."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         # Let the JPEG decoder leave out what a reduction to half and less would average anyway.
         image.draft(None, (2 * size, 2 * size))
-        grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "F")
+        mode = image.mode
+        grey = mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
+        if mode in ("P", "PA"):  # GIF has nothing but palettes
+            red, green, blue = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            grey = bool((red == green).all() and (green == blue).all())
+        turn = _turn(image)
         rgb = _rgb(image)
+        if image.format == "TIFF":  # Pillow turns these itself
+            turn, (width, height) = None, rgb.size
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        if turn not in FLIPS:
+            width, height = height, width
     if (width, height) != (size, size):
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
@@ -72,17 +118,42 @@ def decode(path: Path, size: int) -> tuple[np.ndarray, bool]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB: palettes, CMYK, 16 bits; what is transparent becomes white, as on a page."""
+    """Convert to RGB: palettes, CMYK, 16 bits; what is transparent becomes white, as on a page.
+
+    White is 65535 in 16 bits, unless a TIFF file names another largest value, and 1 in floating
+    point, whatever the values are: two images of one kind stay comparable.
+
+    Raises:
+        ValueError: there is no rule for white, or values lie beyond it.
+    """
     if image.mode.startswith(("I", "F")):
+        tags = getattr(image, "tag_v2", {})
         values = np.asarray(image, dtype=np.float64)
-        if values.max() > 255:  # 16 bits
-            values = values / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        white = 1.0 if image.mode == "F" else float(np.max(tags.get(MAX_SAMPLE, 65535)))
+        if image.mode == "I" and tags and MAX_SAMPLE not in tags:
+            raise ValueError("integers of 32 bits, or with a sign, do not say what white is")
+        if not np.isfinite(values).all():
+            raise ValueError("some values are not finite")
+        if values.min() < 0 or values.max() > white:
+            found = f"{values.min():g} to {values.max():g}"
+            raise ValueError(f"values from {found}; they must be from 0 to {white:g}")
+        values = values * (255 / white)
+        if tags.get(PHOTOMETRIC) == 0:  # white is 0 there
+            values = 255 - values
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how to turn the image, as the camera noted it."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged notes; the pixels may be whole
+        return None
 
 
 class _Reader:
@@ -114,7 +185,8 @@ class _Reader:
                 for n, (image, reason) in enumerate(pool.map(self._decode, piece), first):
                     path, label = self.files[n]
                     if image is None:
-                        self.skipped.append(f"{path.relative_to(self.listing.root)} ({reason})")
+                        name = path.relative_to(self.listing.root)
+                        self.skipped.append(shown(f"{name} ({reason})"))
                         continue
                     images.append(image)
                     self.labels.append(label)
@@ -126,8 +198,11 @@ class _Reader:
     def _decode(self, file: tuple[Path, int]) -> tuple[np.ndarray | None, str]:
         try:
             image, grey = decode(file[0], self.size)
+        except UnidentifiedImageError:
+            return None, "no image of a kind that is read"
         except UNREADABLE as error:
-            return None, " ".join(str(error).split())
+            reason = error.strerror if isinstance(error, OSError) else None
+            return None, " ".join((reason or str(error) or type(error).__name__).split())
         if not grey:
             self.grey = False
         return image, ""
@@ -190,15 +265,16 @@ def _none(size: int) -> np.ndarray:
 
 def _decoded(listing: Listing, images: np.ndarray, meta: dict[str, Any]) -> Decoded:
     labels = np.asarray(meta["labels"], dtype=np.int64)
+    skipped = [*meta["skipped"], *listing.left_out]
     train, test = labels[: meta["train_count"]], labels[meta["train_count"] :]
     for part, present in (("training", train), ("test", test)):
         counts = np.bincount(present, minlength=len(listing.class_names))
         if not counts.all():
-            name = listing.class_names[int(counts.argmin())]
+            name = listing.folders[int(counts.argmin())]
             raise ValueError(
                 f"--data-dir: class {name} has no readable {part} image below {listing.root}"
-                + "".join(f"\n    {line}" for line in meta["skipped"][:5])
+                + "".join(f"\n    {line}" for line in skipped[:5])
             )
     if meta["grey"]:
         images = images[:, :1]
-    return Decoded(images, train, test, meta["skipped"])
+    return Decoded(images, train, test, skipped)

@@ -5,7 +5,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from .wording import shown
+
+#: What systems and programs leave among images, and all that begins with a dot.
+HIDDEN = {
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
+    *("__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+}
 
 # Ten classes each of ImageNet-1K. The lists are those of Cazenavette et al., "Dataset Distillation
 # by Matching Training Trajectories" (CVPR 2022), who give positions in the sorted list of the 1000
@@ -111,6 +117,8 @@ class Listing:
     class_names: list[str]
     train: list[tuple[Path, int]]
     test: list[tuple[Path, int]]
+    folders: list[str]  # of the classes; their names are for reading
+    left_out: list[str]  # what is not read, each with the reason
 
 
 def describe(dataset: str) -> str:
@@ -149,23 +157,83 @@ def _unpacked(root: Path, pattern: str) -> Path:
     return root
 
 
+#: Notes about images. Everything else is taken for an image, whatever its name, and named if it is
+#: none.
+NOTES = (
+    *(".txt", ".md", ".rst", ".log", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml"),
+    *(".toml", ".ini", ".cfg", ".html", ".htm", ".py", ".sh"),
+)
+
+
+def _hidden(name: str) -> bool:
+    # Copying to some systems leaves a hidden `._name.jpg` beside each file.
+    return name.startswith(".") or name.casefold() in HIDDEN
+
+
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not _hidden(p.name))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    found = [
-        os.path.join(inner, name)  # noqa: PTH118 - a million Path objects take a minute
-        for inner, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        # Copying to some systems leaves a hidden `._name.jpg` beside each file.
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")  # noqa: PTH122 - likewise
-    ]
-    return [Path(path) for path in sorted(found)]
+class _Walk:
+    """Lists the files of class folders: nothing hidden, no folder twice, none of another class."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: list[str] = []
+
+    def files(self, part: Path, folder: str) -> list[Path]:
+        """Return the files below `part`/`folder`, sorted."""
+        found: list[str] = []
+        own = os.path.realpath(part / folder)
+        self._enter(str(part / folder), own, os.path.realpath(part), {own}, found)
+        return [Path(path) for path in sorted(found)]
+
+    # Paths as strings: a million Path objects take a minute.
+    def _enter(self, folder: str, own: str, part: str, seen: set[str], found: list[str], /) -> None:
+        try:
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self._leave_out(folder, error.strerror or str(error))
+            return
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            if entry.is_file():
+                if not entry.name.lower().endswith(NOTES):
+                    found.append(entry.path)
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if _within(part, real):
+                    self._leave_out(entry.path, "a link to a folder around the classes")
+                elif _within(own, real) or real in seen:
+                    self._leave_out(entry.path, "a link to a folder that is read already")
+                elif _within(real, part) and not _within(real, own):
+                    self._leave_out(entry.path, "a link to another class")
+                else:
+                    seen.add(real)
+                    self._enter(entry.path, own, part, seen, found)
+            else:
+                self._leave_out(
+                    entry.path, "a link to nothing" if entry.is_symlink() else "no ordinary file"
+                )
+
+    def loose(self, part: Path) -> None:
+        """Name the files of a part that lie in no class folder."""
+        for path in sorted(part.iterdir()):
+            notes = path.name.lower().endswith(NOTES)
+            if not path.is_dir() and not _hidden(path.name) and not notes:
+                self._leave_out(str(path), "in no class folder")
+
+    def labelled(self, part: Path, folders: list[str]) -> list[tuple[Path, int]]:
+        return [(path, c) for c, name in enumerate(folders) for path in self.files(part, name)]
+
+    def _leave_out(self, path: str, reason: str) -> None:
+        self.left_out.append(shown(f"{os.path.relpath(path, self.root)} ({reason})"))
 
 
-def _labelled(folder: Path, folders: list[str]) -> list[tuple[Path, int]]:
-    return [(path, c) for c, name in enumerate(folders) for path in _image_files(folder / name)]
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))  # noqa: PTH118 - as above
 
 
 def _parts(root: Path, layout: str) -> tuple[Path, Path]:
@@ -192,7 +260,11 @@ def _image_folder(root: Path) -> Listing:
             f"--data-dir: {train} and {test} hold different classes, for example "
             f"{', '.join(odd[:5])}; {FOLDER}"
         )
-    return Listing(root, _names(root, folders), _labelled(train, folders), _labelled(test, folders))
+    walk = _Walk(root)
+    files = walk.labelled(train, folders), walk.labelled(test, folders)
+    for part in (train, test):
+        walk.loose(part)
+    return Listing(root, _names(root, folders), *files, folders, walk.left_out)
 
 
 def _imagenet_subset(root: Path, dataset: str) -> Listing:
@@ -214,9 +286,9 @@ def _imagenet_subset(root: Path, dataset: str) -> Listing:
                 f"classes of your own take --dataset imagefolder; {layout}"
             )
     wnids = sorted(classes)
-    return Listing(
-        root, [classes[wnid] for wnid in wnids], _labelled(train, wnids), _labelled(test, wnids)
-    )
+    walk = _Walk(root)
+    files = walk.labelled(train, wnids), walk.labelled(test, wnids)
+    return Listing(root, [classes[wnid] for wnid in wnids], *files, wnids, walk.left_out)
 
 
 def _tiny_imagenet(root: Path) -> Listing:
@@ -225,15 +297,16 @@ def _tiny_imagenet(root: Path) -> Listing:
     for part in (root / "wnids.txt", train, val):
         if not part.exists():
             raise FileNotFoundError(f"--data-dir: there is no {part}; {TINY_IMAGENET}")
-    wnids = sorted((root / "wnids.txt").read_text().split())
+    wnids = sorted((root / "wnids.txt").read_text(encoding="utf-8").split())
     missing = [wnid for wnid in wnids if not (train / wnid).is_dir()]
     if missing or len(wnids) < 2:
         lacks = f"lacks the class folders {', '.join(missing[:5])}" if missing else "has no classes"
         raise FileNotFoundError(f"--data-dir: {train} {lacks}; {TINY_IMAGENET}")
+    walk = _Walk(root)
     if annotations.exists():
         label = {wnid: c for c, wnid in enumerate(wnids)}
         test = []
-        for line in annotations.read_text().splitlines():
+        for line in annotations.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             name, wnid, *_ = [*line.split("\t"), ""]
             if wnid not in label:
                 raise ValueError(
@@ -243,10 +316,11 @@ def _tiny_imagenet(root: Path) -> Listing:
             test.append((val / "images" / name, label[wnid]))
         test.sort(key=lambda item: item[0])
     elif all((val / wnid).is_dir() for wnid in wnids):  # sorted into class folders by hand
-        test = _labelled(val, wnids)
+        test = walk.labelled(val, wnids)
     else:
         raise FileNotFoundError(f"--data-dir: there is no {annotations}; {TINY_IMAGENET}")
-    return Listing(root, _names(root, wnids), _labelled(train, wnids), test)
+    train_files = walk.labelled(train, wnids)
+    return Listing(root, _names(root, wnids), train_files, test, wnids, walk.left_out)
 
 
 def _names(root: Path, folders: list[str]) -> list[str]:

@@ -18,9 +18,11 @@ from .checkpoint import write_bytes
 from .data import Data
 from .diagnosis import Diagnosis
 from .history import History
+from .wording import fenced, forgiven, markdown, shown
 
 try:
     import matplotlib as mpl
+    from matplotlib import font_manager
     from matplotlib.figure import Figure
 except ImportError:  # a run on a bare machine does without its pictures
     mpl = None
@@ -102,11 +104,18 @@ def load_distilled(path: Path | str) -> tuple[Tensor, Tensor, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------
 
 
+def drawable(name: str, number: int) -> str:
+    """Return the name of a class as a picture can have it: by its number, if the font lacks it."""
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    name = shown(name)
+    return name if all(font.get_char_index(ord(c)) for c in name) else f"class {number}"
+
+
 def save_grid(path: Path, images: Tensor, labels: Tensor, class_names: list[str]) -> None:
     """Draw images (N, channels, H, W) in [0, 1], one row a class, at most 10 by 10 of them."""
     rows = []
     for c in labels.unique()[:10].tolist():
-        rows.append((class_names[c], images[labels == c][:10].cpu()))
+        rows.append((drawable(class_names[c], c), images[labels == c][:10].cpu()))
     columns = max(len(row) for _, row in rows)
     cell = min(1.6, max(0.8, 6 / columns))  # inches
     # Without pyplot: no global state, and no window system to look for.
@@ -121,7 +130,13 @@ def save_grid(path: Path, images: Tensor, labels: Tensor, class_names: list[str]
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
         figure.text(
-            0.97 / width, bottom + cell / 2 / height, name[:14], ha="right", va="center", fontsize=8
+            0.97 / width,
+            bottom + cell / 2 / height,
+            name[:14],
+            ha="right",
+            va="center",
+            fontsize=8,
+            parse_math=False,  # a dollar sign in a name is one
         )
     figure.savefig(path, dpi=110)
 
@@ -158,8 +173,9 @@ def save_plots(folder: Path, history: History, floors: dict[str, float]) -> list
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=110)
-        written.append(path)
+        with forgiven(path):
+            figure.savefig(path, dpi=110)
+            written.append(path)
 
     draw(
         "losses",
@@ -359,20 +375,25 @@ def write_page(
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         + ".",
         "",
-        "```",
-        command,
-        "```",
+        *fenced(command),
     ]
     if results["notes"]:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in results["notes"])]
+        lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in results["notes"])]
     if results["skipped_files"]:
-        lines += ["", f"## {len(results['skipped_files'])} unreadable files were left out", ""]
-        lines += [f"- {name}" for name in results["skipped_files"]]
+        lines += ["", f"## {len(results['skipped_files'])} files were left out", ""]
+        lines += [f"- {markdown(name)}" for name in results["skipped_files"]]
     if diagnosis is not None:
         lines += ["", "## Frequencies and features at the end", "", diagnosis.text]
     lines += ["", "## Figures", ""]
     for picture in pictures:
         relative = picture.relative_to(path.parent).as_posix()
         lines += [f"![{picture.stem}]({relative})", ""]
-    lines += ["## Configuration", "", "```json", json.dumps(config, indent=2), "```", ""]
-    write_bytes(path, "\n".join(lines).encode())
+    named = [
+        f"- {number} is {markdown(name)}"
+        for number, name in enumerate(results["data"]["class_names"])
+        if mpl and pictures and drawable(name, number) != name
+    ]
+    if named:
+        lines += ["Classes that the pictures call by their numbers:", "", *named, ""]
+    lines += ["## Configuration", "", *fenced(json.dumps(config, indent=2), "json"), ""]
+    write_bytes(path, "\n".join(lines).encode(errors="backslashreplace"))

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from distillation.report import drawable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullLocator
@@ -204,7 +205,8 @@ def grids(named: Sequence[tuple[str, Any, Any]], class_names: Sequence[str]) -> 
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
             if r == 0:
-                axes.set_title(class_names[c][:10], fontsize=7.5, pad=2)
+                name = drawable(class_names[c], c)[:10]
+                axes.set_title(name, fontsize=7.5, pad=2, parse_math=False)
         where = (0.8 / width, bottom + 0.365 / height)
         figure.text(*where, name, ha="right", va="center", fontsize=8)
     return figure

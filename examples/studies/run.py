@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `examples`, as for its programs
 
-from distillation import checkpoint
+from distillation import checkpoint, wording
 
 from studies import plots, projection, questions, runner, tables
 from studies.questions import STUDIES, Study
@@ -91,6 +91,7 @@ def seeds(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 1 if a run has failed, else 0."""
+    wording.print_anything()
     given = list(sys.argv[1:] if arguments is None else arguments)
     ours, passed = given, []
     if "--" in given:
