@@ -6,7 +6,7 @@ Letters: N samples, D features, F frequencies, G groups.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from ncfd._devices import moved, widest_float
 from ncfd._samples import Given
 
 __all__ = ["CharacteristicFunction"]
+
+_SUMS = ("cos_sum", "sin_sum", "total")
 
 
 class CharacteristicFunction(nn.Module):
@@ -29,8 +31,9 @@ class CharacteristicFunction(nn.Module):
     are merged, or by any number of processes, gives the same φ to rounding. The result serves as an
     known φ, for instance as the real side of :func:`ncfd.functional.ncfd_loss`.
 
-    The sums are float64 buffers (float32 on a device without float64), so ``state_dict``,
-    ``pickle``, ``copy.deepcopy`` and ``.to(device)`` work as for every module. ``.half()``,
+    The sums are float64 (float32 on a device without float64); ``state_dict``, ``pickle``,
+    ``copy.deepcopy`` and ``.to(device)`` work as for every module. They are no buffers: those are
+    copied from the first process to all by ``DistributedDataParallel``. ``.half()``,
     ``.to(dtype)`` and the like change nothing: the sums belong to exactly these frequencies. No
     gradient flows through the stream.
 
@@ -71,10 +74,9 @@ class CharacteristicFunction(nn.Module):
         shape = (t.shape[0],) if num_groups is None else (num_groups, t.shape[0])
         # In float64 10^7 additions cost no digit that float32 shows.
         zeros = torch.zeros(shape, dtype=widest_float(t.device), device=t.device)
-        self.register_buffer("cos_sum", zeros)
-        self.register_buffer("sin_sum", zeros.clone())
+        self.cos_sum, self.sin_sum = zeros, zeros.clone()
         # Σ w, that is the number of samples where there are no weights: () or (G,).
-        self.register_buffer("total", zeros[..., 0].clone())
+        self.total = zeros[..., 0].clone()
 
     @torch.no_grad()
     def update(
@@ -210,10 +212,50 @@ class CharacteristicFunction(nn.Module):
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.cos_sum, self.sin_sum, self.total
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination |= {prefix + name: getattr(self, name) for name in _SUMS}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        sums = {prefix + name: name for name in _SUMS}
+        rest = {key: value for key, value in state_dict.items() if key not in sums}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for key, name in sums.items():
+            mine, its = getattr(self, name), state_dict.get(key)
+            if its is None:
+                missing_keys += [key] if strict else []
+            elif its.shape != mine.shape:
+                error_msgs.append(
+                    f"size mismatch for {key}: {tuple(its.shape)} in the state, "
+                    f"{tuple(mine.shape)} here"
+                )
+            else:
+                setattr(self, name, its.detach().to(mine, copy=True))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In modules stored by earlier versions the sums are buffers.
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        for name in _SUMS:
+            if name in self._buffers:
+                setattr(self, name, self._buffers.pop(name))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: ARG002
         # ``.to``, ``.half``, ``.cuda`` and the like all pass here. Only the device is taken over.
         device = fn(self.t.new_empty(0)).device
         self.t = self.t.to(device)
-        for name in ("cos_sum", "sin_sum", "total"):
+        for name in _SUMS:
             setattr(self, name, moved(getattr(self, name), device))
         return self

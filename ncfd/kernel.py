@@ -32,7 +32,7 @@ class _Rows(NamedTuple):
 def gaussian_ncfd(
     x: Tensor,
     y: Tensor,
-    scale: float | Tensor = 1.0,
+    scale: float | Tensor | str = 1.0,
     *,
     unbiased: bool = False,
     reduction: str = "mean",
@@ -59,7 +59,9 @@ def gaussian_ncfd(
         x: real samples ``(*, N, D)``.
         y: synthetic samples ``(*, M, D)``.
         scale: σ, the standard deviation of the frequencies, in radians per unit of ``x``: a
-            number, ``(D,)``, or ``(K, D)`` for the equal mixture of K normals. Differentiable.
+            number, ``(D,)``, or ``(K, D)`` or ``(K, 1)`` for the equal mixture of K normals,
+            differentiable; or ``"median"``: one over the median distance of the rows of ``x``, of
+            each group or batch entry, without a gradient.
         unbiased: the U-statistic (pairs of a sample with itself left out); can be negative.
         reduction: with groups, ``"mean"`` or ``"sum"`` over the groups present on both sides, or
             ``"none"``; without groups all three are the same.
@@ -97,7 +99,12 @@ def gaussian_ncfd(
     check.check_reduction(reduction)
     check.check_chunk_size(chunk_size)
     given = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
-    scales = _as_scales(scale, check.check_samples(x, "x"))
+    x = check.check_samples(x, "x")
+    if isinstance(scale, str):
+        if scale != "median":
+            raise ValueError(f'scale must be a number, a tensor or "median", got {scale!r}')
+        given, scale = _samples.in_unit_of_real(*given, num_groups, None), 1.0
+    scales = _as_scales(scale, x)
     if real_rows is not None:
         check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
     sides = _samples.two_sides(*given, num_groups, scales)
@@ -200,9 +207,11 @@ def _as_scales(scale: object, x: Tensor) -> Tensor:
     check.check_device(scale, "scale", x.device)
     if scale.ndim == 0:
         return scale.expand(1, dim)
+    if scale.ndim == 2 and scale.shape[-1] == 1:
+        scale = scale.expand(-1, dim)
     if scale.ndim > 2 or scale.shape[-1] != dim or scale.shape[0] == 0:
         raise ValueError(
-            f"scale must be a number, ({dim},) or (K, {dim}), got {check.describe(scale)}"
+            f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got {check.describe(scale)}"
         )
     return scale.unsqueeze(0) if scale.ndim == 1 else scale
 

@@ -5,6 +5,7 @@ Letters: N real and M synthetic samples, D features, F frequencies.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -86,6 +87,7 @@ class NCFDMetric(Metric):
     synthetic_sin_sum: Tensor
     synthetic_count: Tensor
     frequencies_mark: Tensor
+    update_mark: Tensor
 
     def __init__(
         self,
@@ -136,6 +138,10 @@ class NCFDMetric(Metric):
         ramp = torch.arange(1, t.numel() + 1, dtype=wide, device=t.device)
         mark = (t.to(wide).flatten() * ramp).sum()
         self.add_state("frequencies_mark", torch.stack([mark, -mark]), dist_reduce_fx="max")
+        # A MetricCollection lets metrics of equal states share their updates: those whose updates
+        # differ must never be equal.
+        key = repr((self.normalize, self.reset_real_features, id(feature_extractor))).encode()
+        self.add_state("update_mark", torch.tensor([*hashlib.sha256(key).digest()]), "max")
 
     @torch.no_grad()
     def update(self, features: Tensor, real: bool) -> None:
@@ -200,6 +206,48 @@ class NCFDMetric(Metric):
         elif not self.squared:
             value = value.sqrt()
         return value.mean().to(self.frequencies.dtype)
+
+    def forward(self, features: Tensor, real: bool) -> Tensor:
+        """Add samples to one side, and return the value of this batch.
+
+        Of the real side so far against this batch with ``reset_real_features=False``, else of the
+        batch alone, which has one side only and raises once it is added.
+
+        Args:
+            features: as in ``update``.
+            real: likewise.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: a side has too few samples for a value. What was added stays.
+        """
+        names = [*self._defaults]
+        before = {name: getattr(self, name) for name in names}
+        sums = [name for name in names if not name.endswith("mark")]
+        for name in sums:
+            setattr(self, name, torch.zeros_like(before[name]))
+        try:
+            self.update(features, real)
+        except BaseException:
+            for name in names:
+                setattr(self, name, before[name])
+            raise
+        whole = {name: before[name] + getattr(self, name) for name in sums}
+        if not self.reset_real_features:
+            for name in ("real_cos_sum", "real_sin_sum", "real_count"):
+                setattr(self, name, whole[name])
+        self._to_sync = self.dist_sync_on_step
+        try:
+            value: Tensor = self.compute()
+        finally:
+            for name in sums:
+                setattr(self, name, whole[name])
+            self._computed = None
+            self._to_sync = self.sync_on_compute
+        self._forward_cache = value  # type: ignore[assignment]  # None at the start
+        return value
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Self:
         # Only the device is taken over. A cast of the module around leaves the frequencies and

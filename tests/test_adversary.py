@@ -200,3 +200,25 @@ def test_half_types_leave_the_frequencies(cast: object) -> None:
     loss = cast(nn.Sequential(NCFDLoss(t)))[0]  # type: ignore[operator]
     torch.testing.assert_close(loss.frequencies, t, rtol=0, atol=0)
     assert cast(NCFDLoss(t.double())).frequencies.dtype == torch.float64  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_closed_form_in_the_unit_of_the_data(grouped: bool) -> None:
+    x, y = normal(1, 5 * G, D), normal(2, 4 * G, D) + 0.3
+    gx, gy = torch.arange(5 * G) % G, torch.arange(4 * G) % G
+    groups: dict = {"x_groups": gx, "y_groups": gy, "num_groups": G, "reduction": "none"}
+    gaussian_ncfd = ncfd.functional.gaussian_ncfd
+    if grouped:
+        found = gaussian_ncfd(x, y, "median", **groups)
+        parts = [(x[gx == g], y[gy == g]) for g in range(G)]
+    else:
+        found = gaussian_ncfd(x, y, "median")[None]
+        parts = [(x, y)]
+    wanted = [gaussian_ncfd(a, b, 1 / np.median(torch.pdist(a).numpy())) for a, b in parts]
+    torch.testing.assert_close(found, torch.stack(wanted))
+    scales = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+    torch.testing.assert_close(
+        gaussian_ncfd(x, y, scales), (gaussian_ncfd(x, y, 0.5) + gaussian_ncfd(x, y, 2.0)) / 2
+    )
+    with pytest.raises(ValueError, match='"median"'):
+        gaussian_ncfd(x, y, "mean")

@@ -334,3 +334,22 @@ def test_processes_add_up(tmp_path: Path) -> None:
         torch.testing.assert_close(got[0], plain.compute())
         torch.testing.assert_close(got[1], grouped.compute())
         assert "different frequencies" in got[2]
+
+
+def test_the_sums_are_no_buffers_and_still_stored() -> None:
+    """DistributedDataParallel copies the first process's buffers over those of the others."""
+    stream = CharacteristicFunction(torch.ones(2, 3))
+    stream.update(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert [name for name, _ in stream.named_buffers()] == ["t"]
+    assert {*stream.state_dict()} == {"t", "cos_sum", "sin_sum", "total"}
+    other = CharacteristicFunction(torch.ones(2, 3))
+    other.load_state_dict(stream.state_dict())
+    torch.testing.assert_close(other.compute(), stream.compute())
+    other.update(torch.zeros(1, 3))
+    assert stream.total == 5
+    assert other.total == 6
+    wrong = stream.state_dict() | {"cos_sum": torch.zeros(3)}
+    with pytest.raises(RuntimeError, match="size mismatch for cos_sum"):
+        other.load_state_dict(wrong)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({"t": stream.t})

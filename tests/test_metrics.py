@@ -214,3 +214,39 @@ def test_processes_agree_with_one(tmp_path: Path) -> None:
         torch.testing.assert_close(value, expected)
         assert own == (20, 70)[rank]  # each process goes on with its own part
         assert "different frequencies" in message
+
+
+def test_forward_keeps_the_real_side_and_counts_it_once() -> None:
+    t = normal(3, 8, 3)
+    real, batches = normal(1, 20, 3), [normal(k, 10, 3) + 0.5 for k in (5, 6)]
+    metric = NCFDMetric(t, reset_real_features=False)
+    metric.update(real, real=True)
+    for batch in batches:
+        torch.testing.assert_close(metric(batch, real=False), ncfd_loss(real, batch, t))
+    assert metric.real_count == 20
+    torch.testing.assert_close(metric.compute(), ncfd_loss(real, torch.cat(batches), t))
+
+
+@pytest.mark.parametrize("reset_real_features", [True, False])
+def test_forward_loses_nothing_when_there_is_no_value(reset_real_features: bool) -> None:
+    t, real, synthetic = normal(3, 8, 3), normal(1, 20, 3), normal(2, 10, 3) + 0.5
+    metric = NCFDMetric(t, reset_real_features=reset_real_features)
+    with pytest.raises(ValueError, match="synthetic side"):
+        metric(real, real=True)
+    metric.update(synthetic, real=False)
+    torch.testing.assert_close(metric.compute(), ncfd_loss(real, synthetic, t))
+    with pytest.raises(ValueError, match="features must have shape"):
+        metric(real[:, :2], real=True)
+    torch.testing.assert_close(metric.compute(), ncfd_loss(real, synthetic, t))
+
+
+def test_metrics_of_a_collection_share_only_equal_updates() -> None:
+    t, real, synthetic = normal(3, 8, 3), normal(1, 20, 3), normal(2, 10, 3) + 0.5
+    collection = MetricCollection({"as is": NCFDMetric(t), "rows": NCFDMetric(t, normalize=True)})
+    unit = real / real.norm(dim=1, keepdim=True)
+    collection.update(unit, real=True)  # the states of both are equal after this
+    collection.update(synthetic, real=False)
+    found = collection.compute()
+    rows = synthetic / synthetic.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found["as is"], ncfd_loss(unit, synthetic, t))
+    torch.testing.assert_close(found["rows"], ncfd_loss(unit, rows, t))
