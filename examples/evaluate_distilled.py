@@ -95,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what `--output` would hold."""
     wording.print_anything()
+    wording.progress_in_lines()
     args = parser().parse_args(arguments)
     if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
         raise ValueError(f"--output must be a file in a folder that exists; got {args.output}")
