@@ -26,7 +26,8 @@ p-value, the direction drawn as an image, both batches projected on it, and thei
 functions there. The direction is the one where these two batches differ most, so along it they do
 even where nothing has happened: the p-value says whether that means anything.
 
-With --old and --new, two arrays (N, D) of your own are compared in the same way. The digits take
+With --old and --new, two arrays (N, D) of your own are compared in the same way; float64 stays
+float64, of more axes all but the first become one. The digits take
 about 15 seconds of one core; `README.md` beside this file says what came out.
 
 Written to the output directory: results.json, shift.png.
@@ -100,7 +101,10 @@ def batches(
 
 def mean_test(old: np.ndarray, new: np.ndarray) -> float:
     """p-value of the t-test on one number, the mean of a sample's features."""
-    return float(stats.ttest_ind(old.mean(1), new.mean(1), equal_var=False).pvalue)
+    a, b = old.mean(1), new.mean(1)
+    if np.ptp(a) == np.ptp(b) == 0:  # the statistic is a division by 0
+        return float(a[0] == b[0])
+    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
 def feature_test(old: np.ndarray, new: np.ndarray) -> float:
@@ -130,6 +134,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/detect_shift"))
     options = parser.parse_args(arguments)
+    for name, value in vars(options).items():  # a shell leaves the ~ of --option=~/x
+        if isinstance(value, Path):
+            setattr(options, name, value.expanduser())
     if (options.old is None) != (options.new is None):
         parser.error("--old and --new come together")
     return options
@@ -188,9 +195,52 @@ def compare_digits(shift: str, options: argparse.Namespace) -> tuple[dict[str, A
     return {**describe(typical[2]), "pvalues": pvalues}, typical
 
 
+def read(file: Path, option: str) -> Tensor:
+    """Rows (N, D) of a .npy file: float64 stays, integers become it, the rest is float32.
+
+    Raises:
+        ValueError: there is no such array, or a number in it cannot be compared; says which.
+    """
+    try:
+        x = np.load(file.expanduser())  # never runs code from the file
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if "allow_pickle" in str(error):
+            reason = "it holds Python objects, or is no .npy file; numbers are needed"
+        raise ValueError(f"{option} {file} cannot be read: {reason}") from error
+    if not isinstance(x, np.ndarray):
+        x.close()
+        names = ", ".join(x.files[:5]) or "nothing"
+        raise ValueError(
+            f"{option} {file} is an archive of arrays ({names}); save one with numpy.save"
+        )
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{option} {file} must hold real numbers; its dtype is {x.dtype}")
+    if x.ndim < 1 or len(x) < 2 or x.size == 0:
+        raise ValueError(f"{option} {file} must have two rows at least; its shape is {x.shape}")
+    x = x.reshape(len(x), -1)
+    finite = np.isfinite(x)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0].tolist()
+        raise ValueError(
+            f"{option} {file} must be finite; row {row}, column {column} is {x[row, column]}, and "
+            f"{(~finite).sum() - 1} more are not"
+        )
+    wide = x.dtype.kind in "iu" or x.dtype.itemsize > 4
+    x = np.ascontiguousarray(x, dtype=np.float64 if wide else np.float32)
+    return torch.from_numpy(x)
+
+
 def compare_files(options: argparse.Namespace) -> tuple[dict[str, Any], Seen]:
-    old, new = (np.load(file) for file in (options.old, options.new))
-    old, new = (torch.as_tensor(x.reshape(len(x), -1), dtype=torch.float32) for x in (old, new))
+    old, new = (read(getattr(options, side), f"--{side}") for side in ("old", "new"))
+    if old.shape[1] != new.shape[1]:
+        raise ValueError(
+            f"--old {options.old} has {old.shape[1]} numbers a row, --new {options.new} has "
+            f"{new.shape[1]}; they must agree"
+        )
+    # The wider of the two types. Seconds since 1970 and the like do not fit into float32.
+    dtype = torch.promote_types(old.dtype, new.dtype)
+    old, new = old.to(dtype), new.to(dtype)
     result = test(old, new, options.seed, options)
     pvalues = {
         "ncfd": [result.pvalue],
@@ -241,12 +291,14 @@ def draw(cases: dict[str, Seen], options: argparse.Namespace) -> None:
         center = torch.cat([old, new]).mean(0)
         sides = [(x - center) @ direction for x in (old, new)]
         low, high = torch.cat(sides).min().item(), torch.cat(sides).max().item()
+        if low == high:  # nothing varies
+            low, high = low - 0.5, high + 0.5
         bins = np.linspace(low, high, 31)
         for side, label in zip(sides, ("old", "new"), strict=True):
             row[1].hist(side.numpy(), bins, density=True, histtype="step", label=label)
 
         # Up to where even the wider batch has nothing left to show.
-        longest = 4 / max(side.std().item() for side in sides)
+        longest = 4 / (max(side.std().item() for side in sides) or 1.0)
         s = torch.linspace(0, longest, 200)
         grid = s.numpy()
         phi = [characteristic_function(side[:, None], s[:, None]) for side in sides]
@@ -302,4 +354,7 @@ def show(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

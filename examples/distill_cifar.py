@@ -366,6 +366,7 @@ def _checkpoint_interval(config: Config) -> int:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what is in `results.json`."""
     wording.print_anything()
+    wording.progress_in_lines()
     args = options.parser().parse_args(arguments)
     config = options.configure(args)
     notes = options.idle(config, options.given(arguments))

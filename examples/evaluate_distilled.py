@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 # As in `distill_cifar.py`.
@@ -44,9 +43,14 @@ BASELINES = ("random", "mix", "full")
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="evaluate_distilled.py", description="Judge a distilled set.")
     add = p.add_argument
-    add("file", type=Path, metavar="FILE", help="distilled.safetensors of a run")
+    add("file", type=options.path, metavar="FILE", help="distilled.safetensors of a run")
     add("--dataset", choices=DATASETS, help="whose test images to use (default: as in the file)")
-    add("--data-dir", type=Path, metavar="PATH", help="where they are, as for distill_cifar.py")
+    add(
+        "--data-dir",
+        type=options.path,
+        metavar="PATH",
+        help="where they are, as for distill_cifar.py",
+    )
     add(
         "--networks",
         default="convnet",
@@ -84,13 +88,14 @@ def parser() -> argparse.ArgumentParser:
         default=True,
         help="use decoded images in $XDG_CACHE_HOME/ncfd (default: yes)",
     )
-    add("--output", type=Path, metavar="FILE", help="write the figures there as JSON")
+    add("--output", type=options.path, metavar="FILE", help="write the figures there as JSON")
     return p
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command line. Returns what `--output` would hold."""
     wording.print_anything()
+    wording.progress_in_lines()
     args = parser().parse_args(arguments)
     if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
         raise ValueError(f"--output must be a file in a folder that exists; got {args.output}")

@@ -219,7 +219,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/regularise_embeddings"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.output_dir = options.output_dir.expanduser()
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

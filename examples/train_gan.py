@@ -319,7 +319,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/train_gan"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.output_dir = options.output_dir.expanduser()
+    if options.data_dir is not None:
+        options.data_dir = options.data_dir.expanduser()
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

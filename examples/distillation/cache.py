@@ -20,8 +20,18 @@ from tqdm import tqdm
 
 
 def folder() -> Path:
-    """Return `$XDG_CACHE_HOME/ncfd`, by default `~/.cache/ncfd`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ncfd"
+    """Return `$XDG_CACHE_HOME/ncfd`, by default `~/.cache/ncfd`.
+
+    Raises:
+        OSError: there is no home, as for a bare number of a user in a container.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given).expanduser() / "ncfd"
+    try:
+        return Path.home() / ".cache" / "ncfd"
+    except (RuntimeError, KeyError) as error:
+        raise OSError("there is no home folder; set HOME or XDG_CACHE_HOME") from error
 
 
 def key(*parts: object) -> str:
@@ -36,8 +46,9 @@ def key(*parts: object) -> str:
 
 def write(name: str, content: bytes) -> None:
     """Keep `content` under `name`; where that is not possible, say so and go on."""
-    path = folder() / name
+    path = Path(name)
     try:
+        path = folder() / name
         with _new_file(path) as file:
             file.write(_digest([content]).encode())
             file.write(content)
@@ -47,8 +58,8 @@ def write(name: str, content: bytes) -> None:
 
 def read(name: str) -> bytes | None:
     """Return what was kept under `name`, or None; a damaged file is deleted and named."""
-    path = folder() / name
     try:
+        path = folder() / name
         stored = path.read_bytes()
     except OSError:
         return None
@@ -104,7 +115,10 @@ def write_rows(
 
 def read_rows(name: str) -> np.ndarray | None:
     """Map what `write_rows` wrote into memory, or return None; a damaged file is named."""
-    path = folder() / f"{name}.npy"
+    try:
+        path = folder() / f"{name}.npy"
+    except OSError:
+        return None
     try:
         expected = path.with_suffix(".sum").read_text()
         # Private: PyTorch wants memory it may write to, and the file stays as it is.

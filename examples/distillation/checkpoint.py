@@ -1,5 +1,7 @@
 """Files that are either complete or absent: written beside their name, flushed, then renamed."""
 
+import contextlib
+import errno
 import io
 import os
 import zipfile
@@ -7,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+#: What a file system says that has no such call.
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -16,18 +21,28 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         kept = "; the one that was there is kept" if path.exists() else ""
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"could not write {path} ({reason}){kept}") from error
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name itself has to reach the disk too
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    """Let a new name reach the disk too. Windows and some file systems cannot be asked to."""
+    with contextlib.suppress(OSError):  # the file is whole under its name, whatever comes of this
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

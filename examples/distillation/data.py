@@ -237,7 +237,10 @@ def _cifar(
     """Download CIFAR through torchvision, or read it where a former run left it."""
     from torchvision import datasets
 
-    root = data_dir or cache.folder() / "torchvision"
+    try:
+        root = data_dir or cache.folder() / "torchvision"
+    except OSError as error:
+        raise ValueError(f"--dataset {dataset} needs --data-dir PATH: {error}") from error
     was_there = root.exists()
     kind = datasets.CIFAR10 if dataset == "cifar10" else datasets.CIFAR100
     arrays: dict[str, np.ndarray] = {}

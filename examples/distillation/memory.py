@@ -2,10 +2,14 @@
 
 import ctypes
 import platform
-import resource
 import sys
 
 import torch
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 
 def keep_freed_memory() -> None:
@@ -42,9 +46,14 @@ def give_back_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far in bytes: allocated on a GPU, resident on a CPU."""
+    """Return the most memory used so far in bytes: allocated on a GPU, resident on a CPU.
+
+    0 where the system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
 

@@ -55,6 +55,14 @@ DRAWING = ("ncfm", "ncfm-fixed")
 HIGHEST_RATE = 1e6
 
 
+def path(text: str) -> Path:
+    """Read a path; `~` is the home folder, also after an equals sign, where a shell leaves it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder") from error
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything the result of a run depends on."""
@@ -179,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", choices=data.DATASETS, default="digits", help="default: %(default)s")
     add(
         "--data-dir",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="folder with train/<class>/* and test/<class>/* (or val/), that of the unpacked "
         "archive for Tiny ImageNet, ImageNette and ImageWoof; for CIFAR also that of torchvision",
@@ -206,10 +214,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="the result depends on nothing else: %(default)s")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes CUDA where it is")
-    add("--output-dir", type=Path, metavar="PATH", help="default: runs/<what is run>")
+    add("--output-dir", type=path, metavar="PATH", help="default: runs/<what is run>")
     add("--resume", action="store_true", help="go on with the run in the output directory")
     add("--overwrite", action="store_true", help="delete the run in the output directory first")
-    add("--zoo", type=Path, metavar="FILE", help="take the zoo.pt of another run, train none")
+    add("--zoo", type=path, metavar="FILE", help="take the zoo.pt of another run, train none")
     add("--zoo-size", type=int, help="networks in the zoo")
     add("--zoo-epochs", type=int, help="training epochs of each")
     add("--width", type=int, help="channels of the networks")

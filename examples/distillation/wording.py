@@ -1,11 +1,17 @@
 """Text from outside, such as the name of a folder, made fit for where it is shown."""
 
 import contextlib
+import io
+import math
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import IO
 
 from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30.0
 
 #: Joiners that scripts and emoji need. Other invisible characters can hide or reorder text.
 _JOINERS = "\u200c\u200d"
@@ -46,6 +52,45 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def progress_in_lines() -> None:
+    """Where the output is no terminal, write a line of progress now and then.
+
+    A bar rewrites its line with carriage returns, which a file keeps all of.
+    """
+    if sys.stderr is None or sys.stderr.isatty() or tqdm.status_printer.__name__ == "printer":
+        return
+
+    def printer(file: IO[str]) -> Callable[[str], None]:
+        last = -math.inf
+
+        def show(text: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if text.strip() and now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                file.write(text.strip() + "\n")
+                file.flush()
+
+        return show
+
+    @contextlib.contextmanager
+    def unchanged(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    close = tqdm.close
+
+    def closed(bar: tqdm) -> None:
+        if not bar.disable:
+            bar.fp = io.StringIO()  # for the return or the empty line at its end
+        close(bar)
+
+    # For every bar there is, those of other modules too: nothing has to be erased any more.
+    tqdm.status_printer = staticmethod(printer)
+    tqdm.close = closed
+    tqdm.clear = lambda *_, **__: None
+    tqdm.external_write_mode = unchanged
 
 
 @contextlib.contextmanager

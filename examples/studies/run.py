@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `examples`, as for its programs
 
 from distillation import checkpoint, wording
+from distillation.options import path
 
 from studies import plots, projection, questions, runner, tables
 from studies.questions import STUDIES, Study
@@ -55,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
     add("--study", metavar="NAMES", help="separated by commas, or `all`")
     add("--seeds", default="0", metavar="LIST", help="separated by commas; default: %(default)s")
     add("--dataset", default="digits", help="default: %(default)s")
-    add("--data-dir", type=Path, metavar="PATH")
+    add("--data-dir", type=path, metavar="PATH")
     where = "default: runs/studies, with --quick runs/studies-quick"
-    add("--output-dir", type=Path, metavar="PATH", help=where)
+    add("--output-dir", type=path, metavar="PATH", help=where)
     add("--quick", action="store_true", help="a rehearsal: the same rows, tiny runs")
     add("--rows", metavar="LIST", help="only these rows, separated by semicolons")
     add("--write-only", action="store_true", help="make no run; write what is finished")

@@ -155,4 +155,6 @@ def test_a_run_prints_on_any_terminal(tmp_path, encoding):
     )
     assert ended.returncode == 0, ended.stderr.decode(encoding)
     assert b"test accuracy" in ended.stdout
+    # No terminal: lines, not a bar that is rewritten.
+    assert b"\r" not in ended.stdout + ended.stderr.replace(b"\r\n", b"\n")
     assert b"4 files were" in ended.stdout  # two of each class
