@@ -10,6 +10,8 @@ of the leading batch dimensions.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -100,43 +102,46 @@ def _statistic(
 ) -> Tensor:
     """The value; ``common``: the directions are known to be the same on all processes."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, u.dtype), torch.float32)
-    N, D, K = x.shape[-2], x.shape[-1], u.shape[1]
-    J, step = num_nodes - 1, t_max / (num_nodes - 1)
+    N, D = x.shape[-2:]
+    step = t_max / (num_nodes - 1)
     # The whole computation in float32 at least: in half precision the projections would be 0.4 %
     # wrong, and so would the sum over nodes.
     with torch.autocast(x.device.type, enabled=False):
         rows = x.to(dtype).reshape(-1, D)
-        # All views in one product, samples last, where the sums want them: (K, V N).
-        s = torch.mm(u.to(dtype).T, rows.T).view(K, -1, N)
-        # The mean does not ask which is which: directions are the batch here, views the slices.
-        cos, sin = ops.ray_sums(s.transpose(1, 2), step, J)  # (K, J, V)
+        # All views in one product, samples last, where the sums want them: (K, V, N).
+        s = torch.mm(u.to(dtype).T, rows.T).view(u.shape[1], -1, N)
+        sums = ops.line_sums(s, step, num_nodes - 1)  # (K, V, 2 J)
         count: Tensor | int = N
         if group is not None:
-            cos, sin, count = _of_all_processes(cos, sin, N, u, group, common)
-        node = step * torch.arange(1, num_nodes, device=x.device, dtype=dtype).unsqueeze(1)
-        normal = torch.exp(-0.5 * node.square())  # (J, 1)
-        # Node 0 is missing: there both are 1. The ends count half.
-        weight = 2 * step * normal
-        weight = torch.cat([weight[:-1], 0.5 * weight[-1:]])
-        gap = (cos / count - normal).square() + (sin / count).square()
-        return count * (gap * weight).sum(1).mean()
+            sums, count = _of_all_processes(sums, N, u, group, common)
+        normal, weights = _target(step, num_nodes, sums)
+        gap = (sums / count - normal).square()
+        return count * (gap * weights).sum(2).mean()
+
+
+def _target(step: float, num_nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """``e^{-s²/2}`` and 0, and the weights of the squared distances from them, ``(2 J,)`` each."""
+    normal = [math.exp(-0.5 * (step * j) ** 2) for j in range(1, num_nodes)]
+    # Node 0 is missing: there is no distance. The ends count half, and s stands for -s.
+    weights = [2 * step * v for v in normal]
+    weights[-1] *= 0.5
+    return like.new_tensor(normal + [0.0] * len(normal)), like.new_tensor(weights * 2)
 
 
 def _of_all_processes(
-    cos: Tensor,
-    sin: Tensor,
+    sums: Tensor,
     rows: int,
     u: Tensor,
     group: torch.distributed.ProcessGroup,
     common: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The sums of the whole batch, and how many rows it has."""
     visible = check.values_visible(u)
     mark = u.new_zeros(3, dtype=widest_float(u.device))
     if visible and not common:
         total = u.detach().sum(dtype=torch.float64)
         mark = torch.stack([total, total.square(), u.detach().abs().sum(dtype=torch.float64)])
-    cos, sin, count, mark = _processes.add_up([cos, sin, cos.new_tensor(rows), mark], group)
+    sums, count, mark = _processes.add_up([sums, sums.new_tensor(rows), mark], group)
     if visible:
         first, second, size = mark.tolist()
         # A variance above rounding: equal directions give equal totals.
@@ -147,7 +152,7 @@ def _of_all_processes(
             )
         if not bool(count > 0):
             raise ValueError("x must hold a sample on some process of the process_group")
-    return cos, sin, count
+    return sums, count
 
 
 class SIGReg(_processes.InStep):

@@ -9,7 +9,7 @@ from ncfd.ops._budget import BUDGET
 from ncfd.ops._fused import use_triton
 from ncfd.ops._pairs import kernel_sums
 from ncfd.ops._phases import features
-from ncfd.ops._rays import ray_sums
+from ncfd.ops._rays import line_sums, ray_sums
 from ncfd.ops._sums import Pair, Side, sums, sums_apart, sums_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Side",
     "features",
     "kernel_sums",
+    "line_sums",
     "ray_sums",
     "sums",
     "sums_apart",

@@ -54,14 +54,27 @@ def ray_sums(
     memory is O(J K) and one block.
     """
     lines = s.transpose(-2, -1)  # (*, K, N)
-    batch, K = lines.shape[:-2], lines.shape[-2]
-    folded = lines.reshape(-1, *lines.shape[-2:])
+    batch = lines.shape[:-1]
+    lines = lines.reshape(-1, *lines.shape[-2:])
     if weights is not None:
         turned = weights.unsqueeze(-2) if weights.ndim < s.ndim else weights.transpose(-2, -1)
         weights = turned.reshape(-1, *turned.shape[-2:])
-    cos_sum, sin_sum = _line_sums(folded, weights, step, num_nodes)
-    shape = (*batch, K, num_nodes)
-    return cos_sum.reshape(shape).transpose(-2, -1), sin_sum.reshape(shape).transpose(-2, -1)
+    sums = line_sums(lines, step, num_nodes, weights).view(*batch, 2, num_nodes)
+    cos_sum, sin_sum = sums.movedim(-3, -1).unbind(-3)
+    return cos_sum, sin_sum
+
+
+def line_sums(s: Tensor, step: float, num_nodes: int, weights: Tensor | None = None) -> Tensor:
+    """``ray_sums`` as the operator has them: ``s (B, K, N)`` -> ``(B, K, 2 J)``, cosines first.
+
+    ``weights`` are ``(B, 1, N)`` or ``(B, K, N)``.
+    """
+    if torch.compiler.is_compiling() and _operator._TRACES_DEPTH and _operator._graph_transforms():
+        return _plain_sums(s, weights, step, num_nodes)
+    # The doors of `_operator.sums`: graphs take the operator, torch.func and eager the Function.
+    apply = ray_sums_op if torch.compiler.is_compiling() else _Sums.apply
+    sums: Tensor = apply(s, weights, step, num_nodes)
+    return sums
 
 
 # ------------------------------------------------------------------------------------------------
@@ -103,64 +116,61 @@ def _plan(nodes: int) -> _Plan:
 
 @lru_cache(maxsize=16)
 def _picks(plan: _Plan, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Where node j lies in the flat ``(small, large)`` matrix, and its signs, each ``(J,)``.
+    """Where the ``2 J`` sums lie in the flat ``(small, large)`` matrix.
 
-    Entries of cos·cos, sin·sin, cos·sin and sin·cos; then the signs of the last three, 0 where
-    there is no such sine.
+    The first entry of each sum and its factor, 0 where there is none, then the second.
     """
-    j = torch.arange(1, plan.nodes + 1)
+    j = torch.arange(1, plan.nodes + 1, device=device)
     i = torch.div(j + plan.half - 1, plan.giant, rounding_mode="floor")
     r = j - plan.giant * i  # in (-m/2, m/2]
     small_cos, small_sin = r.abs(), plan.half + r.abs()
     large_cos, large_sin = i, plan.giants + i
-    pairs = [(small_cos, large_cos), (small_sin, large_sin)]
-    pairs += [(small_cos, large_sin), (small_sin, large_cos)]
-    signs = -r.sign() * i.sign(), i.sign(), r.sign()
-    return (
-        *((small * plan.num_large + large).to(device) for small, large in pairs),
-        *(sign.to(device, dtype) for sign in signs),
+    # cos = cos·cos - sin·sin, sin = cos·sin + sin·cos, the first of each pair being the small one.
+    first = torch.cat(
+        [small_cos * plan.num_large + large_cos, small_cos * plan.num_large + large_sin]
     )
+    second = torch.cat(
+        [small_sin * plan.num_large + large_sin, small_sin * plan.num_large + large_cos]
+    )
+    has = torch.cat([torch.ones_like(i), i.sign()])
+    sign = torch.cat([-r.sign() * i.sign(), r.sign()])
+    return first, has.to(dtype), second, sign.to(dtype)
 
 
-def _nodes_of(matrix: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """Sums of cos and sin at the nodes, ``(L, J)``, from those of the products of powers."""
+def _nodes_of(matrix: Tensor, plan: _Plan) -> Tensor:
+    """Sums at the nodes, ``(L, 2 J)``, from those of the products of powers."""
     flat = matrix.view(len(matrix), -1)  # (L, (m + 1) (2 I + 1))
-    cc, ss, cs, sc, *signs = _picks(plan, matrix.device, matrix.dtype)
-    cos_sum = flat.index_select(1, cc).addcmul_(flat.index_select(1, ss), signs[0])
-    sin_sum = flat.index_select(1, cs).mul_(signs[1])
-    return cos_sum, sin_sum.addcmul_(flat.index_select(1, sc), signs[2])
+    first, has, second, sign = _picks(plan, matrix.device, matrix.dtype)
+    return flat.index_select(1, first).mul_(has).addcmul_(flat.index_select(1, second), sign)
 
 
 @lru_cache(maxsize=16)
 def _coefficient_picks(plan: _Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which two of ``[0, a, b, -a, -b]`` make each entry: at ``j = m i + r`` and ``m i - r``."""
     J = plan.nodes
-    r = torch.arange(plan.half + 1).unsqueeze(1)
-    i = torch.arange(plan.giants + 1)
+    r = torch.arange(plan.half + 1, device=device).unsqueeze(1)
+    i = torch.arange(plan.giants + 1, device=device)
     plus, minus = plan.giant * i + r, plan.giant * i - r  # (m/2 + 1, I + 1)
     plus = torch.where(plus <= J, plus, 0)
     # Each node once: m i - m/2 is m (i - 1) + m/2.
     minus = torch.where((minus > 0) & (minus <= J) & (r > 0) & (r < plan.half), minus, 0)
-
-    def entry(node: Tensor, block: int) -> Tensor:
-        return torch.where(node > 0, node + block * J, 0)
-
     a, b, neg_a, neg_b = range(4)
     both = []
     for node, signs in ((plus, (a, b, b, neg_a)), (minus, (a, b, neg_b, a))):
-        cc, cs, sc, ss = (entry(node, block) for block in signs)
+        cc, cs, sc, ss = (torch.where(node > 0, node + block * J, 0) for block in signs)
         top = torch.cat([cc, cs[:, 1:]], 1)
         bottom = torch.cat([sc, ss[:, 1:]], 1)[1:]
-        both.append(torch.cat([top, bottom]).flatten().to(device))
+        both.append(torch.cat([top, bottom]).flatten())
     return both[0], both[1]
 
 
-def _matrix_of(a: Tensor, b: Tensor, plan: _Plan) -> Tensor:
-    """Coefficients ``(L, J)`` of cos jθ and sin jθ as those of the products of powers."""
-    both = torch.cat([a.new_zeros(len(a), 1), a, b, -a, -b], 1)
-    plus, minus = _coefficient_picks(plan, a.device)
+def _matrix_of(coefficients: Tensor, plan: _Plan) -> Tensor:
+    """Coefficients ``(L, 2 J)`` of cos jθ and sin jθ as those of the products of powers."""
+    zero = coefficients.new_zeros(len(coefficients), 1)
+    both = torch.cat([zero, coefficients, -coefficients], 1)
+    plus, minus = _coefficient_picks(plan, coefficients.device)
     flat = both.index_select(1, plus).add_(both.index_select(1, minus))
-    return flat.view(len(a), plan.num_small, plan.num_large)
+    return flat.view(-1, plan.num_small, plan.num_large)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -173,7 +183,7 @@ class _Powers:
 
     def __init__(self, like: Tensor, plan: _Plan, lines: int, rows: int) -> None:
         self.plan = plan
-        self.memory = like.new_ones((plan.num_small + plan.num_large) * lines * rows)
+        self.memory = like.new_empty((plan.num_small + plan.num_large) * lines * rows)
         self.zero, self.one = like.new_zeros(()), like.new_ones(())
         self.shape = (0, 0)
         self.small = self.large = self.memory
@@ -236,7 +246,10 @@ def _block_shape(s: Tensor, plan: _Plan) -> tuple[int, int]:
     # Powers, their weighted copy or the products; and what is read and written.
     held = (2 * plan.num_small + plan.num_large + 2) * s.element_size()
     rows = min(s.shape[1], _SEQUENTIAL_ROWS)
-    return max(1, budget // (held * max(rows, 1))), rows
+    lines = max(1, budget // (held * max(rows, 1)))
+    # Blocks of one size, as far as that goes.
+    blocks = max(1, -(-s.shape[0] // lines))
+    return -(-s.shape[0] // blocks), rows
 
 
 def _blocks(s: Tensor, lines: int, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -253,17 +266,15 @@ def _weights_of(weights: Tensor, k: slice, n: slice, lines: int) -> Tensor:
     return weights[:, 0, n].index_select(0, batch)
 
 
-def _sums_kernel(
-    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
-) -> tuple[Tensor, Tensor]:
-    """Sums ``(B, K, J)`` of ``s (B, K, N)`` with ``weights (B, 1 or K, N)``."""
+def _sums_kernel(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) -> Tensor:
+    """Sums ``(B, K, 2 J)`` of ``s (B, K, N)`` with ``weights (B, 1 or K, N)``."""
     B, K, N = s.shape
     flat, plan = s.reshape(B * K, N), _plan(num_nodes)
     lines, rows = _block_shape(flat, plan)
     # Sums over many blocks in float64: they are only a few numbers a line.
     dtype = s.dtype if rows == N else widest_float(s.device)
     total = s.new_zeros(B * K, plan.num_small, plan.num_large, dtype=dtype)
-    powers = _Powers(s, plan, min(lines, B * K), rows)
+    powers = _Powers(s, plan, lines, rows)
     with autocast_off(s.device):
         for k, n in _blocks(flat, lines, rows):
             powers.enter(flat[k, n], step)
@@ -275,18 +286,16 @@ def _sums_kernel(
                 torch.bmm(left, right, out=total[k])
             else:
                 total[k] += torch.bmm(left, right)
-    cos_sum, sin_sum = _nodes_of(total.to(s.dtype), plan)
-    return cos_sum.view(B, K, num_nodes), sin_sum.view(B, K, num_nodes)
+    return _nodes_of(total.to(s.dtype), plan).view(B, K, 2 * num_nodes)
 
 
-def _waves_kernel(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
-    """``Σ_j a_j cos jθ + b_j sin jθ`` with ``θ = h s``: ``s (B, K, N)``, ``a``, ``b (B, K, J)``."""
+def _waves_kernel(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
+    """``Σ_j a_j cos(j h s) + b_j sin(j h s)`` for ``s (B, K, N)``; ``coefficients (B, K, 2 J)``."""
     B, K, N = s.shape
-    flat, plan = s.reshape(B * K, N), _plan(a.shape[2])
-    matrix = _matrix_of(a.reshape(B * K, -1), b.reshape(B * K, -1), plan)
+    flat, plan = s.reshape(B * K, N), _plan(coefficients.shape[2] // 2)
+    matrix = _matrix_of(coefficients.reshape(B * K, -1), plan)
     out = s.new_empty(B * K, N)
     lines, rows = _block_shape(flat, plan)
-    lines = min(lines, B * K)
     powers = _Powers(s, plan, lines, rows)
     # Lines first: the product would go through a copy otherwise.
     spare = s.new_empty(lines * plan.num_small * rows)
@@ -310,10 +319,8 @@ def _waves_kernel(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
 
 
 @torch.library.custom_op("ncfd::ray_sums", mutates_args=())
-def ray_sums_op(
-    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
-) -> tuple[Tensor, Tensor]:
-    """Sums ``(B, K, J)`` twice."""
+def ray_sums_op(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) -> Tensor:
+    """Sums ``(B, K, 2 J)``."""
     return _sums_kernel(s, weights, step, num_nodes)
 
 
@@ -323,91 +330,76 @@ def _ray_sums_fake(
     weights: Tensor | None,  # noqa: ARG001 - the rules share the operator's signature
     step: float,  # noqa: ARG001
     num_nodes: int,
-) -> tuple[Tensor, Tensor]:
-    shape = (*s.shape[:2], num_nodes)
-    return s.new_empty(shape), s.new_empty(shape)
+) -> Tensor:
+    return s.new_empty(*s.shape[:2], 2 * num_nodes)
 
 
 @torch.library.custom_op("ncfd::ray_waves", mutates_args=())
-def ray_waves_op(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
+def ray_waves_op(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
     """``Σ_j a_j cos(j h s) + b_j sin(j h s)``, the shape of ``s``."""
-    return _waves_kernel(s, a, b, step)
+    return _waves_kernel(s, coefficients, step)
 
 
 @ray_waves_op.register_fake
 def _ray_waves_fake(
     s: Tensor,
-    a: Tensor,  # noqa: ARG001
-    b: Tensor,  # noqa: ARG001
+    coefficients: Tensor,  # noqa: ARG001
     step: float,  # noqa: ARG001
 ) -> Tensor:
     return s.new_empty(s.shape)
 
 
-def _line_sums(
-    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
-) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling() and _operator._TRACES_DEPTH and _operator._graph_transforms():
-        return _plain_sums(s, weights, step, num_nodes)
-    # The doors of `_operator.sums`: graphs take the operator, torch.func and eager the Function.
-    apply = ray_sums_op if torch.compiler.is_compiling() else _Sums.apply
-    cos_sum, sin_sum = apply(s, weights, step, num_nodes)
-    return cos_sum, sin_sum
-
-
-def _waves(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
-    apply = ray_waves_op if torch.compiler.is_compiling() else _Waves.apply
-    value: Tensor = apply(s, a, b, step)
-    return value
-
-
-def _plain_sums(
-    s: Tensor, weights: Tensor | None, step: float, num_nodes: int
-) -> tuple[Tensor, Tensor]:
+def _plain_sums(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) -> Tensor:
     """The sums in operations that compose with everything; all ``(B, K, J, N)`` phases at once."""
     nodes = torch.arange(1, num_nodes + 1, device=s.device, dtype=s.dtype).unsqueeze(1)
     theta = (step * s).unsqueeze(2) * nodes
-    cos, sin = torch.cos(theta), torch.sin(theta)
-    if weights is not None:
-        cos, sin = cos * weights.unsqueeze(2), sin * weights.unsqueeze(2)
-    return cos.sum(3), sin.sum(3)
+    waves = torch.cat([torch.cos(theta), torch.sin(theta)], 2)
+    return (waves if weights is None else waves * weights.unsqueeze(2)).sum(3)
 
 
-def _slopes(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
-    """``d/ds Σ_j a_j cos(j h s) + b_j sin(j h s)``."""
-    nodes = torch.arange(1, a.shape[2] + 1, device=a.device, dtype=a.dtype) * step
-    return _waves(s, b * nodes, -a * nodes, step)
+def _waves(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
+    apply = ray_waves_op if torch.compiler.is_compiling() else _Waves.apply
+    value: Tensor = apply(s, coefficients, step)
+    return value
 
 
-def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-    s, weights, ctx.step, ctx.num_nodes = inputs
+def _slopes(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
+    """The derivative of ``_waves`` for ``s``."""
+    J = coefficients.shape[2] // 2
+    nodes = torch.arange(1, J + 1, device=s.device, dtype=s.dtype) * step
+    a, b = coefficients[..., :J], coefficients[..., J:]
+    return _waves(s, torch.cat([b * nodes, -a * nodes], 2), step)
+
+
+def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    s, weights, ctx.step, _ = inputs
     ctx.save_for_backward(s, weights)
 
 
-def _backward_sums(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_sums(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     s, weights = ctx.saved_tensors
     grad_s = grad_w = None
     if ctx.needs_input_grad[0]:
-        grad_s = _slopes(s, a, b, ctx.step)
+        grad_s = _slopes(s, grad, ctx.step)
         grad_s = grad_s if weights is None else grad_s * weights
     if ctx.needs_input_grad[1]:
-        grad_w = _waves(s, a, b, ctx.step).sum_to_size(weights.shape)
+        grad_w = _waves(s, grad, ctx.step).sum_to_size(weights.shape)
     return grad_s, grad_w, None, None
 
 
 def _setup_waves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    s, a, b, ctx.step = inputs
-    ctx.save_for_backward(s, a, b)
+    s, coefficients, ctx.step = inputs
+    ctx.save_for_backward(s, coefficients)
 
 
-def _backward_waves(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-    s, a, b = ctx.saved_tensors
-    grad_s = grad_a = grad_b = None
+def _backward_waves(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    s, coefficients = ctx.saved_tensors
+    grad_s = grad_c = None
     if ctx.needs_input_grad[0]:
-        grad_s = _slopes(s, a, b, ctx.step) * u
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_a, grad_b = _line_sums(s, u, ctx.step, a.shape[2])
-    return grad_s, grad_a, grad_b, None
+        grad_s = _slopes(s, coefficients, ctx.step) * grad
+    if ctx.needs_input_grad[1]:
+        grad_c = line_sums(s, ctx.step, coefficients.shape[2] // 2, grad)
+    return grad_s, grad_c, None
 
 
 def _fold(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -418,18 +410,14 @@ def _fold(value: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     return value.reshape(-1, *value.shape[2:])
 
 
-def _vmap_sums(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+def _vmap(
+    function: type[torch.autograd.Function], info: Any, in_dims: tuple[Any, ...], args: Any
+) -> tuple[Tensor, int]:
+    """Two tensors with a batch dimension, then options."""
     size = info.batch_size
     tensors = (_fold(v, dim, size) for v, dim in zip(args[:2], in_dims[:2], strict=True))
-    sums = _Sums.apply(*tensors, *args[2:])
-    return tuple(v.view(size, -1, *v.shape[1:]) for v in sums), (0, 0)
-
-
-def _vmap_waves(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    size = info.batch_size
-    tensors = (_fold(v, dim, size) for v, dim in zip(args[:3], in_dims[:3], strict=True))
-    value = _Waves.apply(*tensors, args[3])
-    return value.view(size, -1, *value.shape[1:]), 0
+    result = function.apply(*tensors, *args[2:])
+    return result.view(size, -1, *result.shape[1:]), 0
 
 
 def _any_batched(*tensors: Tensor | None) -> bool:
@@ -439,26 +427,30 @@ def _any_batched(*tensors: Tensor | None) -> bool:
 
 class _Sums(torch.autograd.Function):
     @staticmethod
-    def forward(
-        s: Tensor, weights: Tensor | None, step: float, num_nodes: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) -> Tensor:
         kernel = ray_sums_op if _any_batched(s, weights) else _sums_kernel
         return kernel(s, weights, step, num_nodes)
 
     setup_context = staticmethod(_setup_sums)
     backward = staticmethod(_backward_sums)
-    vmap = staticmethod(_vmap_sums)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return _vmap(_Sums, info, in_dims, args)
 
 
 class _Waves(torch.autograd.Function):
     @staticmethod
-    def forward(s: Tensor, a: Tensor, b: Tensor, step: float) -> Tensor:
-        kernel = ray_waves_op if _any_batched(s, a, b) else _waves_kernel
-        return kernel(s, a, b, step)
+    def forward(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
+        kernel = ray_waves_op if _any_batched(s, coefficients) else _waves_kernel
+        return kernel(s, coefficients, step)
 
     setup_context = staticmethod(_setup_waves)
     backward = staticmethod(_backward_waves)
-    vmap = staticmethod(_vmap_waves)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return _vmap(_Waves, info, in_dims, args)
 
 
 # The operators carry the same autograd rules, for compiled and exported graphs.

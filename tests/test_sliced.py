@@ -1,0 +1,111 @@
+"""SIGReg: value, gradient and precision against the formula in NumPy, one process and compiled."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from strategies import normal
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import ncfd
+from ncfd import SIGReg
+from ncfd.functional import sliced_normality
+
+
+def statistic(x: Tensor, u: Tensor, num_nodes: int, t_max: float) -> float:
+    """Every node formed by itself, in complex128."""
+    s = np.linspace(0, t_max, num_nodes)
+    p = x.detach().double().numpy() @ u.double().numpy()  # (*, N, K)
+    phi = np.exp(1j * s.reshape(-1, *[1] * p.ndim) * p).mean(-2)  # (nodes, *, K)
+    normal_law = np.exp(-(s**2) / 2).reshape(-1, *[1] * (phi.ndim - 1))
+    values = np.abs(phi - normal_law) ** 2 * normal_law
+    return float(2 * x.shape[-2] * np.trapezoid(values, s, axis=0).mean())
+
+
+def unit(*shape: int) -> Tensor:
+    u = normal(9, *shape)
+    return u / u.norm(dim=0)
+
+
+@pytest.mark.parametrize(("num_nodes", "t_max"), [(17, 3.0), (2, 1.0), (33, 5.0), (65, 8.0)])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_value_is_the_formula(num_nodes: int, t_max: float, batch: tuple[int, ...]) -> None:
+    x, u = normal(1, *batch, 40, 6) + 0.2, unit(6, 11)
+    wanted = statistic(x, u, num_nodes, t_max)
+    found = sliced_normality(x, u, num_nodes=num_nodes, t_max=t_max)
+    assert found.item() == pytest.approx(wanted, rel=1e-10)
+    single = sliced_normality(x.float(), u.float(), num_nodes=num_nodes, t_max=t_max)
+    assert single.dtype == torch.float32
+    assert single.item() == pytest.approx(wanted, rel=2e-5)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    x, u = normal(1, 5, 3).requires_grad_(), unit(3, 4).requires_grad_()
+    assert gradcheck(sliced_normality, (x, u))
+    assert gradgradcheck(lambda x: sliced_normality(x, u.detach(), num_nodes=5), (x,))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 40.0])
+def test_gradient_in_float32_at_any_size(size: float) -> None:
+    x, u = size * normal(1, 64, 8), unit(8, 16)
+    wide, narrow = (v.clone().requires_grad_() for v in (x, x.float()))
+    [wanted] = torch.autograd.grad(sliced_normality(wide, u), wide)
+    [found] = torch.autograd.grad(sliced_normality(narrow, u.float()), narrow)
+    bound = 2e-5 * max(1.0, size) * wanted.abs().max()
+    assert (found - wanted).abs().max() <= bound + 1e-30
+
+
+def test_large_batches_go_in_blocks_to_the_same_sums() -> None:
+    x, u = normal(1, 3000, 4), unit(4, 70)
+    assert sliced_normality(x, u).item() == pytest.approx(statistic(x, u, 17, 3.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_and_autocast_compute_in_float32(dtype: torch.dtype) -> None:
+    x, u = normal(1, 40, 6).to(dtype), unit(6, 11).float()
+    wanted = statistic(x, u, 17, 3.0)
+    assert sliced_normality(x, u).item() == pytest.approx(wanted, rel=2e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sliced_normality(x.float(), u).item() == pytest.approx(wanted, rel=2e-5)
+
+
+def test_compiles_whole_and_maps() -> None:
+    x, u = normal(1, 3, 20, 6), unit(6, 11)
+    each = torch.stack([sliced_normality(v, u) for v in x])
+    torch.testing.assert_close(torch.vmap(sliced_normality, (0, None))(x, u), each)
+    torch.testing.assert_close(sliced_normality(x, u), each.mean())
+    compiled = torch.compile(sliced_normality, fullgraph=True)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    values = compiled(leaves[0], u), sliced_normality(leaves[1], u)
+    torch.testing.assert_close(*values)
+    grads = [torch.autograd.grad(v, leaf)[0] for v, leaf in zip(values, leaves, strict=True)]
+    torch.testing.assert_close(*grads)
+
+
+def test_the_module_draws_unit_directions_anew() -> None:
+    x = normal(1, 40, 6).float()
+    loss = SIGReg(32)
+    seeded = [loss(x, torch.Generator().manual_seed(k)).item() for k in (0, 0, 1)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    assert loss(x) != loss(x)
+    assert copy.deepcopy(loss)(x, torch.Generator().manual_seed(0)).item() == seeded[0]
+    shifted, centred = (loss(v, torch.Generator().manual_seed(0)) for v in (x + 2, x))
+    assert shifted > 5 * centred
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"num_slices": 0}, "num_slices"),
+        ({"num_nodes": 1}, "num_nodes"),
+        ({"t_max": -1.0}, "t_max"),
+        ({"process_group": "all"}, "process_group"),
+    ],
+)
+def test_errors_name_the_argument(arguments: dict, name: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=name):
+        ncfd.SIGReg(**arguments)
+    with pytest.raises(ValueError, match="directions must have shape"):
+        sliced_normality(normal(1, 4, 3), unit(2, 5))
