@@ -403,7 +403,7 @@ def signal_discrepancy(
         >>> x, y = torch.randn(256, 2, generator=g), torch.randn(10, 2, generator=g) + 1
         >>> t = torch.randn(512, 2, generator=g)
         >>> # Frequencies ten times as high see noise: nothing for an adversary to gain.
-        >>> bool(signal_discrepancy(x, y, t) > 100 * signal_discrepancy(x, y, 10 * t))
+        >>> bool(signal_discrepancy(x, y, t) > 10 * signal_discrepancy(x, y, 10 * t))
         True
 
     Source: this package.
