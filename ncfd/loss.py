@@ -17,7 +17,8 @@ from ncfd._samples import Given
 
 __all__ = ["NCFDLoss"]
 
-ADVERSARIES = ("signal", "loss", None)
+#: What a sampler may ascend; or None.
+ADVERSARIES = ("signal", "loss")
 
 
 class NCFDLoss(nn.Module):
@@ -103,10 +104,8 @@ class NCFDLoss(nn.Module):
         self.normalize = check.check_flag(normalize, "normalize")
         self.squared = check.check_flag(squared, "squared")
         self.unbiased = check.check_flag(unbiased, "unbiased")
-        if adversary not in ADVERSARIES:
-            raise ValueError(
-                f"adversary must be one of {ADVERSARIES}, got {check.describe(adversary)}"
-            )
+        if adversary is not None:
+            check.check_one_of(adversary, "adversary", ADVERSARIES)
         self.adversary = adversary
         self.reduction = check.check_reduction(reduction)
         check.check_unbiased(self.unbiased, self.squared, self.alpha)

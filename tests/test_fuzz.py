@@ -445,7 +445,7 @@ NCFD_OPTIONS = {
     "normalize": False,
     "squared": False,
     "unbiased": False,
-    "adversarial": True,
+    "adversary": "signal",
     "reduction": "mean",
     "process_group": None,
 }
@@ -460,7 +460,10 @@ def module_shape(a: Arguments) -> Shape | None:
         t = normal(F, D)
     else:
         return None
-    if not isinstance(a["normalize"], bool) or not isinstance(a["adversarial"], bool):
+    if not isinstance(a["normalize"], bool):
+        return None
+    adversary = a["adversary"]
+    if not (adversary is None or (isinstance(adversary, str) and adversary in ("signal", "loss"))):
         return None
     sides_ = {
         "x": a["real"],
