@@ -12,7 +12,7 @@ from ncfd.frequencies import (
     UniformFrequencies,
 )
 from ncfd.loss import NCFDLoss
-from ncfd.sliced import SIGReg
+from ncfd.sigreg import SIGReg
 from ncfd.two_sample import TwoSampleTestResult, two_sample_test
 
 __version__ = "0.1.0"

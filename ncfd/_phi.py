@@ -90,9 +90,14 @@ def of_pair_apart(
     frequencies only.
     """
     if any(side.x.shape[-2] == 0 for side in pair.samples):
-        # A process without samples: zeros, in the graph of everything.
-        sums = sums_of(pair.samples, pair.t)
-        both = [*sums, *sums]
+        # A process without samples on a side: zeros there, in the graph all the same.
+        fixed_samples = [
+            side._replace(
+                x=side.x.detach(), weights=None if side.weights is None else side.weights.detach()
+            )
+            for side in pair.samples
+        ]
+        both = [*sums_of(pair.samples, pair.t.detach()), *sums_of(fixed_samples, pair.t)]
     else:
         given = [ops.Side(side.x, side.weights, side.groups) for side in pair.samples]
         halves = ops.sums_apart(given, pair.t, pair.samples[0].num_groups)

@@ -61,8 +61,10 @@ class NCFDLoss(nn.Module):
             like the network. Build the loss after ``init_process_group``: before it,
             ``torch.distributed.group.WORLD`` is None, which means no communication.
 
+        **renamed: nothing; an option under a name it had before is an error that tells today's.
+
     Raises:
-        TypeError: an option of the wrong type.
+        TypeError: an option of the wrong type, or unknown.
         ValueError: an option out of range, or options that contradict each other.
 
     Example:

@@ -19,7 +19,7 @@ from ncfd import _processes, ops
 from ncfd import _validation as check
 from ncfd._devices import widest_float
 
-__all__ = ["SIGReg", "sliced_normality"]
+__all__ = ["sliced_normality"]
 
 
 def sliced_normality(
@@ -72,7 +72,7 @@ def sliced_normality(
     (arXiv:2511.08544).
     """
     group = _processes.check_group(process_group)
-    num_nodes, t_max = _check_nodes(num_nodes, t_max)
+    num_nodes, t_max = check_nodes(num_nodes, t_max)
     x = check.check_samples(x, "x", part=group is not None)
     u = check.check_floating(directions, "directions")
     if u.ndim != 2 or u.shape[0] != x.shape[-1] or u.shape[1] == 0:
@@ -81,17 +81,17 @@ def sliced_normality(
             f"got {check.describe(u)}"
         )
     check.check_device(u, "directions", x.device)
-    return _statistic(x, u, num_nodes, t_max, group, common=False)
+    return statistic(x, u, num_nodes, t_max, group, common=False)
 
 
-def _check_nodes(num_nodes: object, t_max: object) -> tuple[int, float]:
+def check_nodes(num_nodes: object, t_max: object) -> tuple[int, float]:
     count = check.check_count(num_nodes, "num_nodes")
     if count < 2:
         raise ValueError(f"num_nodes must be at least 2, both ends of [0, t_max], got {count}")
     return count, check.check_positive(t_max, "t_max", torch.float32)
 
 
-def _statistic(
+def statistic(
     x: Tensor,
     u: Tensor,
     num_nodes: int,
@@ -153,94 +153,3 @@ def _of_all_processes(
         if not bool(count > 0):
             raise ValueError("x must hold a sample on some process of the process_group")
     return sums, count
-
-
-class SIGReg(_processes.InStep):
-    r"""Pull embeddings towards a standard normal: sketched isotropic Gaussian regularisation.
-
-    ``forward`` draws random directions, new ones at every call, and returns
-    :func:`ncfd.functional.sliced_normality`. The term that keeps self-supervised embeddings from
-    collapsing in LeJEPA, with the value and the gradient of the implementations in use, in a
-    fraction of their time and memory.
-
-    Against others, at the same directions:
-
-    * ``lejepa.multivariate.SlicingUnivariateTest(EppsPulley(t_max, n_points), num_slices)``: the
-      same value; ``n_points`` is ``num_nodes``.
-    * ``lightly.loss.SIGReg(knots, t_max, num_vectors)``: the same value; ``knots`` is
-      ``num_nodes``, ``num_vectors`` is ``num_slices``, and ``gather_distributed=True`` a
-      ``process_group``.
-    * All contain the factor N, take ``[0, t_max]`` doubled by symmetry, weigh by
-      :math:`e^{-s^2/2}` without the :math:`1/\sqrt{2\pi}` of a density, and average over
-      directions and leading dimensions.
-
-    Args:
-        num_slices: K, directions of a call, uniform on the sphere.
-        num_nodes: nodes on ``[0, t_max]``, both ends included, at least 2.
-        t_max: the largest node.
-        process_group: processes whose parts make up the batch, as in
-            :func:`ncfd.functional.sliced_normality`. All draw the same directions whatever their
-            seeds: from a generator that is in step on all processes, seeded in the first
-            ``forward`` from the first process's default generator. Build the module after
-            ``init_process_group``: before it, ``torch.distributed.group.WORLD`` is None, which
-            means no communication.
-
-    Raises:
-        TypeError: an option of the wrong type.
-        ValueError: an option out of range.
-
-    Example:
-        >>> regulariser = SIGReg(num_slices=64)
-        >>> views = torch.randn(2, 128, 16, requires_grad=True)  # two views of 128 images
-        >>> regulariser(views).backward()
-        >>> views.grad.shape
-        torch.Size([2, 128, 16])
-
-    Source: Balestriero & LeCun, *LeJEPA: provable and scalable self-supervised learning without
-    the heuristics*, 2025 (arXiv:2511.08544).
-    """
-
-    def __init__(
-        self,
-        num_slices: int = 1024,
-        *,
-        num_nodes: int = 17,
-        t_max: float = 3.0,
-        process_group: torch.distributed.ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(process_group)
-        self.num_slices = check.check_count(num_slices, "num_slices")
-        self.num_nodes, self.t_max = _check_nodes(num_nodes, t_max)
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Distance of ``x (*, N, D)`` from a standard normal along new directions.
-
-        Args:
-            x: samples ``(*, N, D)``, floating point; leading dimensions are averaged. A process's
-                part of the batch may be empty.
-            generator: source of the directions, on the device of ``x`` or on the CPU (which gives
-                the same numbers on every device). Default: PyTorch's own, or with a
-                ``process_group`` the one in step; one passed there has to be in step itself.
-
-        Returns:
-            A scalar ``>= 0``, differentiable in ``x``.
-
-        Raises:
-            TypeError: an argument of the wrong type or dtype.
-            ValueError: a shape or device that does not fit.
-        """
-        x = check.check_samples(x, "x", part=self.process_group is not None)
-        check.check_generator(generator, x.device)
-        common = generator is None
-        if generator is None and self.process_group is not None:
-            generator = self._generator_in_step(x.device)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        device = x.device if generator is None else generator.device
-        shape = (x.shape[-1], self.num_slices)
-        u = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(x.device)
-        u = u / torch.linalg.vector_norm(u, dim=0)
-        return _statistic(x, u, self.num_nodes, self.t_max, self.process_group, common=common)
-
-    def extra_repr(self) -> str:
-        """The options, for ``print``."""
-        return f"{self.num_slices}, num_nodes={self.num_nodes}, t_max={self.t_max:g}"

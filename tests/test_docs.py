@@ -466,8 +466,7 @@ def test_the_guided_steps_are_those_of_one_process(tmp_path):
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        t = ncfd.functional.gradient_reversal(psi(generator))
-        ncfd.functional.ncfd_loss(net(x), net(y), t).backward()
+        ncfd.NCFDLoss(psi)(net(x), net(y), generator=generator).backward()
         optimizer.step()
     for rank in (0, 1):
         for p, wanted, before in zip(
