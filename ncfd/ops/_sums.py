@@ -170,7 +170,7 @@ class _EagerSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grads, ctx.needs_input_grad)
+        return _gradients(ctx, ctx.saved_tensors, grads, ctx.needs_input_grad)
 
 
 class _ApartSums(torch.autograd.Function):
@@ -190,17 +190,17 @@ class _ApartSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         half = len(grads) // 2
-        needs = ctx.needs_input_grad
-        of_t = _gradients(ctx, grads[half:], (needs[0], *(False for _ in needs[1:])))
-        return of_t[0], *_gradients(ctx, grads[:half], (False, *needs[1:]))[1:]
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # to be unpacked once
+        of_t = _gradients(ctx, saved, grads[half:], (needs[0], *(False for _ in needs[1:])))
+        return of_t[0], *_gradients(ctx, saved, grads[:half], (False, *needs[1:]))[1:]
 
 
 def _gradients(
-    ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
+    ctx: Any, saved: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The backward of :class:`_EagerSums` for those inputs that need it."""
-    t, *saved = ctx.saved_tensors
-    flat, kept = saved[: 3 * len(ctx.pieces)], iter(saved[3 * len(ctx.pieces) :])
+    t, *rest = saved
+    flat, kept = rest[: 3 * len(ctx.pieces)], iter(rest[3 * len(ctx.pieces) :])
     if torch.is_grad_enabled() or any(g is not None and _operator.is_batched(g) for g in grads):
         return _differentiable(grads, t, flat, needs, ctx.num_groups, ctx.chunk)
     found: list[Tensor | None] = [None] * (3 + len(flat))
