@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from distillation import evaluation, report
+from distillation.wording import markdown
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -291,7 +292,7 @@ def test_one_network_has_no_spread_and_the_reader_is_told_what_matters(tree, tmp
     shown = capsys.readouterr().err
     for note in notes:
         assert any(note in line for line in written)
-        assert f"- {note}" in page
+        assert f"- {markdown(note)}" in page
         assert f"note: {note}" in shown
 
 
