@@ -17,7 +17,7 @@ from torch import Tensor
 from ncfd import _processes, ops
 from ncfd import _validation as check
 from ncfd._devices import widest_float
-from ncfd._samples import Pair, Samples
+from ncfd._samples import Known, Pair, Samples
 
 
 class Phi(NamedTuple):
@@ -81,13 +81,15 @@ def of_pair(
 
 def of_pair_apart(
     pair: Pair,
+    known_at_fixed_t: tuple[Known, ...],
     process_group: torch.distributed.ProcessGroup | None,
     name_of_t: str = "t",
 ) -> tuple[tuple[Sums | Phi, Sums], tuple[Sums | Phi, Sums]]:
     """:func:`of_pair` twice, formed once: for the samples, and for the frequencies.
 
-    The gradient of the first reaches the samples and their weights only, that of the second the
-    frequencies only.
+    The gradient of the first reaches what is compared and its weights only, that of the second the
+    frequencies only. ``known_at_fixed_t`` is the known φ of the pair at frequencies that want no
+    gradient.
     """
     if any(side.x.shape[-2] == 0 for side in pair.samples):
         # A process without samples on a side: zeros there, in the graph all the same.
@@ -110,12 +112,12 @@ def of_pair_apart(
         samples = [*pair.samples, *pair.samples]
         both = of_all_processes(samples, both, pair.t, process_group, name_of_t)
     first, second = both[: len(pair.samples)], both[len(pair.samples) :]
-    known = [Phi(*known, 0.0) for known in pair.known]
-    fixed = [Phi(phi.re.detach(), phi.im.detach(), phi.present, 0.0) for phi in known]
-    return (
-        (fixed[0] if fixed else first[0], first[-1]),
-        (known[0] if known else second[0], second[-1]),
-    )
+    if not pair.known:
+        return (first[0], first[-1]), (second[0], second[-1])
+    [at_t], [fixed] = pair.known, known_at_fixed_t
+    # The same numbers; what flows back to the parameters of a distribution cancels to exactly 0.
+    re, im = at_t.re - fixed.re + fixed.re.detach(), at_t.im - fixed.im + fixed.im.detach()
+    return (Phi(*fixed, 0.0), first[-1]), (Phi(re, im, at_t.present, 0.0), second[-1])
 
 
 def sums_of(sides: Sequence[Samples], t: Tensor, chunk_size: int | None = None) -> list[Sums]:
@@ -179,10 +181,7 @@ def of_all_processes(
         )
         values += [part.cos, part.sin, *weighed, part.cos.new_tensor(side.faults)]
     visible = check.values_visible(t)
-    mark = t.new_zeros(3, dtype=widest_float(t.device))
-    if visible:
-        total = t.detach().sum(dtype=torch.float64)
-        mark = torch.stack([total, total.square(), t.detach().abs().sum(dtype=torch.float64)])
+    mark = _processes.mark_of(t) if visible else t.new_zeros(3, dtype=widest_float(t.device))
     *values, mark = _processes.add_up([*values, mark], group)
     if visible:
         check.check_common_frequencies(mark, torch.distributed.get_world_size(group), name_of_t)

@@ -109,6 +109,12 @@ def add_up(values: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]
     return [p.view_as(v).to(v.dtype) for p, v in zip(parts, values, strict=True)]
 
 
+def mark_of(t: Tensor) -> Tensor:
+    """Three numbers to add over processes, for :func:`check.check_common_frequencies`."""
+    total = t.detach().sum(dtype=torch.float64)
+    return torch.stack([total, total.square(), t.detach().abs().sum(dtype=torch.float64)])
+
+
 @_outside_graphs
 def common_generator(group: ProcessGroup, device: torch.device) -> torch.Generator:
     """A CPU generator in the same state on all processes, seeded by the first one's default."""

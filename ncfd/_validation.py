@@ -213,18 +213,20 @@ def too_few(name: str) -> ValueError:
     )
 
 
-def check_frequency_weights(value: object, values: Tensor) -> Tensor:
-    """Weights ``(F,)`` of ``values (*, F)``, in their dtype."""
+def check_frequency_weights(value: object, t: Tensor) -> Tensor | None:
+    """Weights ``(F,)`` of frequencies ``(*, F, D)``, in their dtype; or None."""
+    if value is None:
+        return None
     w = check_floating(value, "frequency_weights")
-    if w.shape != values.shape[-1:]:
+    if w.shape != t.shape[-2:-1]:
         raise ValueError(
-            f"frequency_weights must have shape ({values.shape[-1]},), one a frequency, "
+            f"frequency_weights must have shape ({t.shape[-2]},), one a frequency, "
             f"got {describe(w)}"
         )
-    check_device(w, "frequency_weights", values.device)
+    check_device(w, "frequency_weights", t.device)
     if values_visible(w) and (bool((w < 0).any()) or not bool((w != 0).any())):
         raise ValueError("frequency_weights must be non-negative and not all zero")
-    return w.to(values.dtype)
+    return w.to(t.dtype)
 
 
 def check_common_groups(present: Tensor, x: str, y: str) -> None:

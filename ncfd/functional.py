@@ -456,14 +456,15 @@ def discrepancy(
     group = _processes.check_group(process_group)
     part = group is not None
     pair = _samples.pair(real, synthetic, t, num_groups, part=part, name_of_t=name_of_t)
+    form = form._replace(
+        frequency_weights=check.check_frequency_weights(form.frequency_weights, pair.t)
+    )
     names = real.name, synthetic.name
     if not pays_signal:
         return _value(*_phi.of_pair(pair, chunk_size, group, name_of_t), form, names)
-    (x, y), adversary = _phi.of_pair_apart(pair, group, name_of_t)
-    if pair.known:  # what a Distribution's parameters get is the loss's, too
-        fixed = _samples.pair(real, synthetic, t.detach(), num_groups, part=part)
-        x = Phi(*fixed.known[0], 0.0)
-    value = _value(x, y, form, names)
+    fixed = pair.known and _samples.pair(real, synthetic, t.detach(), num_groups, part=part).known
+    sides, adversary = _phi.of_pair_apart(pair, fixed, group, name_of_t)
+    value = _value(*sides, form, names)
     gain = _signal(*adversary, form, names)
     # Nothing is added but the gradient: the adversary ascends what it is paid for.
     return value + (gain.detach() - gain)
@@ -507,7 +508,6 @@ def _reduce(
     reduction, weights = form.reduction, form.frequency_weights
     count: Tensor | int = value.shape[-1]
     if weights is not None:
-        weights = check.check_frequency_weights(weights, value)
         value, count = value * weights, weights.sum()
     if present is not None:
         value = torch.where(present.unsqueeze(1), value, 0.0)  # (G, F)

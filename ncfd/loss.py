@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Never, Self
@@ -21,7 +20,7 @@ __all__ = ["NCFDLoss"]
 ADVERSARIES = ("signal", "loss")
 
 
-class NCFDLoss(nn.Module):
+class NCFDLoss(_processes.InStep):
     r"""Characteristic function discrepancy between real and synthetic features.
 
     ``forward`` draws frequencies from ``sampler`` and returns
@@ -94,7 +93,7 @@ class NCFDLoss(nn.Module):
         process_group: torch.distributed.ProcessGroup | None = None,
         **renamed: Never,
     ) -> None:
-        super().__init__()
+        super().__init__(process_group)
         if "adversarial" in renamed:
             raise TypeError(
                 'adversarial is now adversary: "loss" for True, None for False; the default, '
@@ -111,8 +110,6 @@ class NCFDLoss(nn.Module):
         self.adversary = adversary
         self.reduction = check.check_reduction(reduction)
         check.check_unbiased(self.unbiased, self.squared, self.alpha)
-        self.process_group = _processes.check_group(process_group)
-        self._generator: torch.Generator | None = None  # in step on all processes
         self.frequency_weights: Tensor | None
         if frequency_weights is not None:
             frequency_weights = check.check_floating(frequency_weights, "frequency_weights")
@@ -217,10 +214,8 @@ class NCFDLoss(nn.Module):
         if generator is not None:
             arguments["generator"] = generator
         elif self.process_group is not None and "generator" in takes:
-            if self._generator is None:
-                device = check.check_tensor(synthetic.x, "synthetic").device
-                self._generator = _processes.common_generator(self.process_group, device)
-            arguments["generator"] = self._generator
+            device = check.check_tensor(synthetic.x, "synthetic").device
+            arguments["generator"] = self._generator_in_step(device)
         if "real" in takes:
             if _relative(sampler):
                 sides = _samples.in_unit_of_real(real, synthetic, num_groups, self.process_group)
@@ -229,23 +224,6 @@ class NCFDLoss(nn.Module):
                 arguments["real"] = sides[0].x
         t: Tensor = sampler(**arguments)
         return t, sides
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A process group is a connection: the copy talks over the same one.
-        memo[id(self.process_group)] = self.process_group
-        other = self.__new__(type(self))
-        memo[id(self)] = other
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return other
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self.process_group is not None:
-            # Dropped in silence, it would turn the loss into that of one process's part.
-            raise TypeError(
-                "an NCFDLoss with a process_group cannot be pickled; store its state_dict, or set "
-                "loss.process_group = None first"
-            )
-        return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Modules stored by earlier versions know no processes.
@@ -262,6 +240,7 @@ class NCFDLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Half types cannot hold a frequency, and a stored φ belongs to these.
         held = {name: getattr(self, name) for name in ("frequencies", "frequency_weights")}
+        # Torch's own `_apply` is without annotations.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in held.items():
             cast = getattr(self, name)

@@ -137,19 +137,11 @@ def _of_all_processes(
 ) -> tuple[Tensor, Tensor]:
     """The sums of the whole batch, and how many rows it has."""
     visible = check.values_visible(u)
-    mark = u.new_zeros(3, dtype=widest_float(u.device))
-    if visible and not common:
-        total = u.detach().sum(dtype=torch.float64)
-        mark = torch.stack([total, total.square(), u.detach().abs().sum(dtype=torch.float64)])
+    told = visible and not common
+    mark = _processes.mark_of(u) if told else u.new_zeros(3, dtype=widest_float(u.device))
     sums, count, mark = _processes.add_up([sums, sums.new_tensor(rows), mark], group)
     if visible:
-        first, second, size = mark.tolist()
-        # A variance above rounding: equal directions give equal totals.
-        if second * torch.distributed.get_world_size(group) - first**2 > (1e-6 * size) ** 2:
-            raise ValueError(
-                "directions must be the same on all processes of the process_group; draw them from "
-                "one seed on all, or broadcast them"
-            )
+        check.check_common_frequencies(mark, torch.distributed.get_world_size(group), "directions")
         if not bool(count > 0):
             raise ValueError("x must hold a sample on some process of the process_group")
     return sums, count

@@ -74,6 +74,25 @@ def test_each_player_gets_its_own_gradient(squared: bool, grouped: bool, weighte
     torch.testing.assert_close(found, (*wanted, gain))
 
 
+@pytest.mark.parametrize("kind", ["distribution", "known"])
+def test_a_known_real_side_gets_the_gradient_of_the_loss_alone(kind: str) -> None:
+    y, t = normal(2, M, D).requires_grad_(), normal(3, F, D).requires_grad_()
+    if kind == "known":
+        leaf = characteristic_function(normal(1, N, D), t.detach()).requires_grad_()
+        real = leaf
+    else:
+        leaf = torch.full((D,), 0.3, dtype=torch.float64, requires_grad=True)
+        normals = torch.distributions.Normal(leaf, torch.ones(D, dtype=torch.float64))
+        real = torch.distributions.Independent(normals, 1)
+    value = NCFDLoss(normal(9, F, D))(real, y, t=t)
+    plain = ncfd_loss(real, y, t)
+    torch.testing.assert_close(value, plain)
+    found = torch.autograd.grad(value, (leaf, y, t))
+    wanted = torch.autograd.grad(plain, (leaf, y))
+    gain = -torch.autograd.grad(signal_discrepancy(real, y, t), t)[0]
+    torch.testing.assert_close(found, (*wanted, gain))
+
+
 def test_the_players_under_compile_and_twice() -> None:
     x, y, t = (normal(k, n, D).requires_grad_() for k, n in ((1, N), (2, M), (3, F)))
     loss = NCFDLoss(normal(9, F, D), squared=True)

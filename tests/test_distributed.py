@@ -19,7 +19,7 @@ from strategies import normal
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ncfd import CharacteristicFunction, FrequencySampler, NCFDLoss
+from ncfd import CharacteristicFunction, FrequencySampler, NCFDLoss, SIGReg
 from ncfd._median import inverse_median_distance
 from ncfd.functional import characteristic_function, gradient_reversal, ncfd_loss
 
@@ -217,6 +217,17 @@ def game(rank: int, world: int) -> list[Tensor]:
     torch.manual_seed(22 + rank)  # as for the augmentation of each process's own data
     x, y = (part(v, k, "empty", rank, world) for k, v in zip("xy", inputs("root"), strict=True))
     return trained(loss, net, x, y)
+
+
+@case
+def regularised(rank: int, world: int) -> list[Tensor]:
+    regulariser = SIGReg(8, process_group=dist.group.WORLD)
+    net = nn.parallel.DistributedDataParallel(network())
+    torch.manual_seed(22 + rank)
+    x = part(inputs("root")[0], "x", "empty", rank, world)
+    values = [regulariser(net(x)) for _ in range(2)]
+    values[1].backward()
+    return [*(v.detach() for v in values), *(p.grad for p in net.parameters())]
 
 
 @case
@@ -624,6 +635,19 @@ def test_the_game_is_that_of_one_process(launched: Launched, name: str) -> None:
     moved = [(a - b).abs().max() > 1e-6 for a, b in zip(first[-len(start) :], start, strict=True)]
     assert moved.pop(1) == (name != "game")  # the network's bias moves both sides alike
     assert all(moved)
+
+
+def test_the_regulariser_is_that_of_one_process(launched: Launched) -> None:
+    torch.manual_seed(22)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+    net, x = network(), inputs("root")[0]
+    values = [SIGReg(8)(net(x), generator) for _ in range(2)]
+    assert values[0] != values[1]  # directions are new in each call
+    values[1].backward()
+    for result in launched[1]:
+        expected = [*(v.detach() for v in values), *(p.grad for p in net.parameters())]
+        for value, wanted in zip(result["regularised"], expected, strict=True):
+            close(value, wanted, 1e-8)
 
 
 def test_one_all_reduce_forward_and_one_backward(launched: Launched) -> None:

@@ -10,7 +10,6 @@ their optimizer's state, which therefore do not shrink with the number of proces
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -67,11 +66,12 @@ def measure(run: runner.Run) -> dict[str, float]:
     file = run.folder / "measured.json"
     if not file.exists():
         # Only a whole run is a measurement: an interrupted one is started again.
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = os.times()
         arguments = [*run.arguments, "--output-dir", str(run.folder), "--overwrite"]
         subprocess.run([sys.executable, str(runner.PROGRAM), *arguments], check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        after = os.times()
+        seconds = after.children_user + after.children_system
+        seconds -= before.children_user + before.children_system
         found = {"seconds": seconds, "peak_bytes": run.results()["peak_memory_bytes"]}
         checkpoint.write_bytes(file, json.dumps(found).encode())
     measured: dict[str, float] = json.loads(file.read_text())
