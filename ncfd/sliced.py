@@ -109,7 +109,7 @@ def statistic(
     with torch.autocast(x.device.type, enabled=False):
         rows = x.to(dtype).reshape(-1, D)
         # All views in one product, samples last, where the sums want them: (K, V, N).
-        s = torch.mm(u.to(dtype).T, rows.T).view(u.shape[1], -1, N)
+        s = torch.mm(u.to(dtype).T, rows.T).view(u.shape[1], math.prod(x.shape[:-2]), N)
         sums = ops.line_sums(s, step, num_nodes - 1)  # (K, V, 2 J)
         count: Tensor | int = N
         if group is not None:
