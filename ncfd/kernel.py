@@ -102,7 +102,7 @@ def gaussian_ncfd(
     x = check.check_samples(x, "x")
     if isinstance(scale, str):
         if scale != "median":
-            raise ValueError(f'scale must be a number, a tensor or "median", got {scale!r}')
+            raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
         given, scale = _samples.in_unit_of_real(*given, num_groups, None), 1.0
     scales = _as_scales(scale, x)
     if real_rows is not None:

@@ -302,7 +302,8 @@ def is_scales(scale: Any, x: Tensor) -> bool:
         return False
     if scale.ndim == 0:
         return True
-    return scale.ndim <= 2 and scale.shape[-1] == x.shape[-1] and scale.shape[0] > 0
+    widths = (x.shape[-1],) if scale.ndim == 1 else (1, x.shape[-1])
+    return scale.ndim <= 2 and scale.shape[-1] in widths and scale.shape[0] > 0
 
 
 # ------------------------------------------------------------------------------------------------
@@ -349,6 +350,47 @@ UNBIASED = {"unbiased": True, "squared": True}
 def loss_case(**changes: Any) -> Case:
     own = {"t": normal(F, D, seed=2), "alpha": 0.5, "squared": False, "process_group": None}
     return Case(functional.ncfd_loss, lambda: sides(**own | changes), loss_shape, ("Distribution",))
+
+
+def signal_case(**changes: Any) -> Case:
+    def shape(a: Arguments) -> Shape | None:
+        fixed = {"alpha": 0.5, "squared": False, "unbiased": False, "chunk_size": None}
+        return loss_shape(a | fixed)
+
+    left_out = ("unbiased", "chunk_size")
+    valid = {"t": normal(F, D, seed=2), "process_group": None} | changes
+    valid = {k: v for k, v in sides(**valid).items() if k not in left_out}
+    return Case(functional.signal_discrepancy, lambda: dict(valid), shape, ("Distribution",))
+
+
+def is_nodes(a: Arguments) -> bool:
+    fits = is_count(a["num_nodes"]) and a["num_nodes"] > 1 and a["process_group"] is None
+    return fits and is_positive(a["t_max"], torch.float32)
+
+
+def sliced_case(**changes: Any) -> Case:
+    def shape(a: Arguments) -> Shape | None:
+        x, u = a["x"], a["directions"]
+        fits = is_samples(x) and is_samples(u) and u.ndim == 2 and u.shape[0] == x.shape[-1]
+        return () if fits and u.device == x.device and is_nodes(a) else None
+
+    valid = {"x": normal(N, D), "directions": normal(D, F), "num_nodes": 17, "t_max": 3.0}
+    valid |= {"process_group": None} | changes
+    return Case(functional.sliced_normality, lambda: dict(valid), shape)
+
+
+def regularised(x: Any, generator: Any, **options: Any) -> Tensor:
+    return ncfd.SIGReg(**options)(x, generator)
+
+
+def regulariser_case(**changes: Any) -> Case:
+    def shape(a: Arguments) -> Shape | None:
+        fits = is_samples(a["x"]) and is_count(a["num_slices"]) and a["num_slices"] < 2**31
+        return () if fits and is_generator(a["generator"]) and is_nodes(a) else None
+
+    valid = {"x": normal(N, D), "num_slices": F, "num_nodes": 17, "t_max": 3.0}
+    valid |= {"process_group": None, "generator": None} | changes
+    return Case(regularised, lambda: dict(valid), shape)
 
 
 def gaussian_case(**changes: Any) -> Case:
@@ -666,6 +708,11 @@ CASES = {
             else None
         ),
     ),
+    "signal_discrepancy": signal_case(),
+    "signal_discrepancy, groups": signal_case(**LABELS),
+    "sliced_normality": sliced_case(),
+    "sliced_normality, views": sliced_case(x=normal(B, N, D)),
+    "SIGReg": regulariser_case(),
     "ncfd_loss": loss_case(),
     "ncfd_loss, amplitude": loss_case(alpha=1.0, chunk_size=2),
     "ncfd_loss, weights": loss_case(**WEIGHTS, **UNBIASED),

@@ -382,7 +382,7 @@ ERRORS = {
     "module frequencies of other D": (
         lambda: ncfd.NCFDLoss(sampler(D + 1, F))(*data()[:2]),
         ValueError,
-        rf"\bt\b.*\bsampler\b.*{D}.*\({F}, {D + 1}\)",
+        rf"\breal\b.*{D + 1} features like the frequencies.*\({N}, {D}\)",
     ),
     # Samplers.
     "dim zero": (lambda: sampler(0), ValueError, r"\bdim\b.*0"),
