@@ -106,7 +106,7 @@ def statistic(
     step = t_max / (num_nodes - 1)
     # The whole computation in float32 at least: in half precision the projections would be 0.4 %
     # wrong, and so would the sum over nodes.
-    with torch.autocast(x.device.type, enabled=False):
+    with ops.full_precision(x):
         rows = x.to(dtype).reshape(-1, D)
         # All views in one product, samples last, where the sums want them: (K, V, N).
         s = torch.mm(u.to(dtype).T, rows.T).view(u.shape[1], math.prod(x.shape[:-2]), N)

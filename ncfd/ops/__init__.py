@@ -7,7 +7,7 @@ the cosine of a phase.
 
 from ncfd.ops._budget import BUDGET
 from ncfd.ops._fused import use_triton
-from ncfd.ops._pairs import kernel_sums
+from ncfd.ops._pairs import full_precision, kernel_sums
 from ncfd.ops._phases import features
 from ncfd.ops._rays import line_sums, ray_sums
 from ncfd.ops._sums import Pair, Side, sums, sums_apart, sums_of
@@ -17,6 +17,7 @@ __all__ = [
     "Pair",
     "Side",
     "features",
+    "full_precision",
     "kernel_sums",
     "line_sums",
     "ray_sums",

@@ -20,7 +20,8 @@ from ncfd.ops._operator import is_batched, transforming
 _EDGE = {"cpu": 256, "accelerator": 4096}
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context in which products keep the precision of their inputs, autocast or not."""
     # Tensors without values have no autocast to turn off, and no name for it.
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
@@ -32,7 +33,7 @@ class _FullProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        with _full_precision(a):
+        with full_precision(a):
             return torch.bmm(a, b)
 
     @staticmethod
@@ -100,7 +101,7 @@ def _plain(
     batch, rows, _ = x.shape
     pairs = batch * y.shape[1] * x.element_size() * scale.shape[0]
     chunk = chunk_size if chunk_size is not None else max(1, BUDGET["pairs"] // max(pairs, 1))
-    with _full_precision(x):
+    with full_precision(x):
         if rows <= chunk:
             return _block(x, y, w_x, w_y, scale)
         # Imported here: in PyTorch 2.5 it brings SymPy along, which takes half a second.
@@ -191,7 +192,7 @@ class _PairSums(torch.autograd.Function):
         total = torch.zeros(
             batch, dtype=x.dtype if x.device.type == "mps" else torch.float64, device=x.device
         )
-        with _full_precision(x):
+        with full_precision(x):
             other, w_other = (x, w_x) if y is None or w_y is None else (y, w_y)
             for component in scale:
                 left = _augmented(x, component, left=True)
@@ -223,7 +224,7 @@ class _PairSums(torch.autograd.Function):
         g = (grad / scale.shape[0]).reshape(-1, 1)  # (B, 1)
         blocks = iter(kept)
         other, w_other = (x, w_x) if alone else (y, w_y)
-        with _full_precision(x):
+        with full_precision(x):
             for k, component in enumerate(scale):
                 if not kept:
                     left = _augmented(x, component, left=True)
