@@ -213,10 +213,8 @@ def too_few(name: str) -> ValueError:
     )
 
 
-def check_frequency_weights(value: object, t: Tensor) -> Tensor | None:
-    """Weights ``(F,)`` of frequencies ``(*, F, D)``, in their dtype; or None."""
-    if value is None:
-        return None
+def check_frequency_weights(value: object, t: Tensor) -> Tensor:
+    """Weights ``(F,)`` of frequencies ``(*, F, D)``, in their dtype."""
     w = check_floating(value, "frequency_weights")
     if w.shape != t.shape[-2:-1]:
         raise ValueError(

@@ -431,7 +431,7 @@ class Form(NamedTuple):
         check.check_flag(self.unbiased, "unbiased")
         check.check_reduction(self.reduction)
         check.check_unbiased(self.unbiased, self.squared, alpha)
-        return self._replace(alpha=alpha)
+        return self if alpha is self.alpha else self._replace(alpha=alpha)
 
 
 def discrepancy(
@@ -456,9 +456,9 @@ def discrepancy(
     group = _processes.check_group(process_group)
     part = group is not None
     pair = _samples.pair(real, synthetic, t, num_groups, part=part, name_of_t=name_of_t)
-    form = form._replace(
-        frequency_weights=check.check_frequency_weights(form.frequency_weights, pair.t)
-    )
+    if form.frequency_weights is not None:
+        weights = check.check_frequency_weights(form.frequency_weights, pair.t)
+        form = form._replace(frequency_weights=weights)
     names = real.name, synthetic.name
     if not pays_signal:
         return _value(*_phi.of_pair(pair, chunk_size, group, name_of_t), form, names)

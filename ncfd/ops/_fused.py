@@ -103,10 +103,10 @@ def takes(x: Tensor, t: Tensor, groups: Tensor | None) -> bool:
         and groups is None
         and type(x) in (Tensor, torch.nn.Parameter)  # a tracer's tensors have no memory
         and x.dtype == torch.float32
-        and x.shape[0] == 1  # one problem; a batch of them is many small ones
-        and 0 < x.shape[2] <= MAX_DIM
-        and x.shape[1] > 0
-        and t.shape[1] > 0
+        and x.shape[:-2].numel() == 1  # one problem; a batch of them is many small ones
+        and 0 < x.shape[-1] <= MAX_DIM
+        and x.shape[-2] > 0
+        and t.shape[-2] > 0
         and x.device.type == _device
     )
 

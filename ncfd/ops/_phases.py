@@ -43,7 +43,7 @@ def keeps_phases(x: Tensor, t: Tensor, groups: Tensor | None) -> bool:
     """Whether the backward reuses the forward's phases: if the budget holds them."""
     if _fused.takes(x, t, groups):  # and never stores a phase
         return False
-    return x.shape[0] * x.shape[1] * t.shape[1] * x.element_size() <= BUDGET["kept"]
+    return x.shape[:-1].numel() * t.shape[-2] * x.element_size() <= BUDGET["kept"]
 
 
 def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
