@@ -27,36 +27,47 @@ class RootOfHalf(torch.autograd.Function):
     """``√½ |φx - φy|`` of plain samples, from their sums and numbers: the loss at α = ½.
 
     The same as :func:`root` of ``Chf_½`` in one step of the graph instead of thirteen, which
-    for small batches take longer than the sums.
+    for small batches take longer than the sums. With ``divisor``, added over the frequencies and
+    divided by it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_cos: Tensor, x_sin: Tensor, N: int, y_cos: Tensor, y_sin: Tensor, M: int
+        ctx: Any,
+        x_cos: Tensor,
+        x_sin: Tensor,
+        N: int,
+        y_cos: Tensor,
+        y_sin: Tensor,
+        M: int,
+        divisor: int | None,
     ) -> Tensor:
-        ctx.rows = N, M
+        ctx.rows = N, M, divisor
         d_re, d_im = _gap(x_cos, y_cos, M / N), _gap(x_sin, y_sin, M / N)
         size = torch.hypot(d_re, d_im)
         ctx.save_for_backward(x_cos, x_sin, y_cos, y_sin, d_re, d_im, size)
-        value: Tensor = size * (0.5**0.5 / M)
+        if divisor is not None:
+            size = size.sum(-1)
+        value: Tensor = size * (0.5**0.5 / M / (divisor or 1))
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_cos, x_sin, y_cos, y_sin, d_re, d_im, size = ctx.saved_tensors
-        N, M = ctx.rows
+        N, M, divisor = ctx.rows
         if torch.is_grad_enabled():  # to be differentiated again: what was saved has no history
             d_re, d_im = _gap(x_cos, y_cos, M / N), _gap(x_sin, y_sin, M / N)
             size = modulus(d_re, d_im)
             size = torch.where(size == 0, 1.0, size)
         else:
             size = size.clamp_min(1e-30)  # where it is 0 so are both differences
-        slope = grad * (-(0.5**0.5) / M) / size
+        grad = grad * (-(0.5**0.5) / M / (divisor or 1))
+        slope = (grad if divisor is None else grad.unsqueeze(-1)) / size
         y_re, y_im = slope * d_re, slope * d_im
         x_re = x_im = None
         if ctx.needs_input_grad[0]:
             x_re, x_im = y_re * (-M / N), y_im * (-M / N)
-        return x_re, x_im, None, y_re, y_im, None
+        return x_re, x_im, None, y_re, y_im, None, None
 
 
 def _gap(x: Tensor, y: Tensor, ratio: float) -> Tensor:

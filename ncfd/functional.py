@@ -420,9 +420,13 @@ def discrepancy(
 
 def _value(x: Sums | Phi, y: Sums, form: Form, names: tuple[str, str]) -> Tensor:
     """The discrepancy of two sides in the form asked for."""
-    alpha, squared, unbiased, _, _ = form
+    alpha, squared, unbiased, reduction, weights = form
     if alpha == 0.5 and not squared and x.rows is not None and y.rows is not None and eager():
-        return _reduce(RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows), form)
+        divisor = None
+        if weights is None and reduction != "none":
+            divisor = y.cos.shape[-1] if reduction == "mean" else 1
+        value: Tensor = RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows, divisor)
+        return value if divisor else _reduce(value, form)
     phi_x, phi_y = x.phi(), y.phi()
     if unbiased:
         value = _phi.unbiased(phi_x, phi_y, names)
