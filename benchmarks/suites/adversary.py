@@ -49,8 +49,8 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
     written.content["notes"] = [
         "Frequencies: 256 a step (64 with 2048 features), from `FrequencySampler` at its "
         f"default bound, a factor of 30 either way; `spread` {SPREAD} where it says so. Trials: "
-        f"256 real rows a step, ψ by Adam at {RATE:g}, the points by Adam at 0.03 / √D, which falls "
-        "to 0 over the second half of the steps."
+        f"256 real rows a step, ψ by Adam at {RATE:g}, the points by Adam at 0.03 / √D, which "
+        "falls to 0 over the second half of the steps."
     ]
     bias(device, quick, written)
     told(device, quick, written)
