@@ -33,9 +33,13 @@ class NCFDLoss(_processes.InStep):
     your loop                                         set
     ================================================  =====================================
     one ``backward()``, one step of all parameters    ``adversary="signal"`` (or ``"loss"``)
-    two steps, the critic's on minus the loss         ``adversary=None``
+    two steps, the sampler in that on minus the loss  ``adversary=None``
+    two steps, the sampler in that on the loss        ``adversary="signal"`` (or ``"loss"``)
     fixed frequencies                                 nothing: there is no adversary
     ================================================  =====================================
+
+    In the third row clear the sampler's gradient before the ``backward()`` of the loss: that of
+    minus the loss has left one of the other sign.
 
     Args:
         sampler: a module whose call returns ``(F, D)`` frequencies, or a fixed ``(F, D)`` tensor
