@@ -35,6 +35,7 @@ __all__ = [
     "gaussian_ncfd",
     "gradient_reversal",
     "ncfd_loss",
+    "safe_root",
     "signal_discrepancy",
     "sliced_normality",
 ]
@@ -243,7 +244,9 @@ def ncfd_loss(
             the squared loss. Needs ``squared=True`` and ``alpha=0.5``; it can be negative, and
             needs two samples on each side (in each group). A known φ counts as exact.
         reduction: ``"mean"`` over frequencies and over the groups present on both sides,
-            ``"sum"``, or ``"none"``. Batch dimensions stay.
+            ``"sum"``, or ``"none"``. Batch dimensions stay under all three: each set of ``(N, D)``
+            is a comparison of its own, and how they are reduced is the caller's choice,
+            ``.mean()`` for most.
         frequency_weights: ``(F,)``, non-negative, not all zero, by which the values at the
             frequencies are multiplied (quadrature, importance weights); the mean is taken over
             them, ``Σ w v / Σ w``.
@@ -464,6 +467,36 @@ def _reduce(
         return value.mean(-1) if weights is None else value.sum(-1) / count
     check.check_common_groups(present, *names)
     return value.sum() if reduction == "sum" else value.sum() / (present.sum() * count)
+
+
+def safe_root(value: Tensor) -> Tensor:
+    r"""Square root with slope 0 where the value is 0, in place of an infinite one.
+
+    For the root of a *mean* of squared discrepancies, as a distance between distributions has it:
+    ``safe_root(ncfd_loss(x, y, t, squared=True))`` and ``safe_root(gaussian_ncfd(x, y))``.
+    ``torch.sqrt`` makes NaN of the gradient of equal samples, ``0 · inf``. The root *inside* the
+    mean, :func:`ncfd_loss` without ``squared``, needs nothing of this.
+
+    Args:
+        value: floating point, any shape.
+
+    Returns:
+        The root, of the shape and dtype of ``value``; 0 with slope 0 for values below 0 as well,
+        which U-statistics have. NaN stays NaN. Twice differentiable.
+
+    Raises:
+        TypeError: ``value`` is not a floating-point tensor.
+
+    Example:
+        >>> x = torch.ones(3, 2, requires_grad=True)
+        >>> distance = safe_root(gaussian_ncfd(x, x.detach()))
+        >>> distance.backward()
+        >>> distance.item(), x.grad.abs().max().item()
+        (0.0, 0.0)
+
+    Source: this package.
+    """
+    return _root(check.check_floating(value, "value"))
 
 
 # ------------------------------------------------------------------------------------------------
