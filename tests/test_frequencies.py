@@ -26,6 +26,9 @@ from ncfd import (
 )
 from ncfd.functional import ncfd_loss
 
+# Samplers are sent to their bounds here; test_adversary.py has the warning itself.
+pytestmark = pytest.mark.filterwarnings("ignore:.* of the scales of .* are at their bound")
+
 LAWS = {
     "gaussian": (GaussianFrequencies, scipy.stats.norm()),
     "student": (StudentTFrequencies, scipy.stats.t(3)),
