@@ -25,6 +25,7 @@ for folder in (ROOT / "examples", ROOT):
 
 SUITES = {
     "loss": "the loss against its floors and the released form; the targets",
+    "busy": "the loss beside other processes: a part of `loss`",
     "frequencies": "variance of loss and gradient by way of drawing frequencies",
     "precision": "error against float64 as the phases grow",
     "scaling": "time and memory against N, D and F",

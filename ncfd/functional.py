@@ -496,7 +496,7 @@ def safe_root(value: Tensor) -> Tensor:
 
     Source: this package.
     """
-    return _root(check.check_floating(value, "value"))
+    return root(check.check_floating(value, "value"))
 
 
 # ------------------------------------------------------------------------------------------------

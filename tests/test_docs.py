@@ -712,6 +712,19 @@ def test_times_are_quoted_as_they_are_on_file():
     ) in words
 
 
+def test_the_pace_beside_other_work_is_quoted_as_it_is_on_file():
+    rows = study("busy", "intel-xeon")["beside other work"]
+    wanted = [
+        [
+            *(str(r[k]) for k in ("case", "busy processes")),
+            *(f"{r[k]:.0f}" for k in ("ncfd, ms", "released form, ms")),
+            f"{r['released form / ours']:.2f}",
+        ]
+        for r in rows
+    ]
+    assert [row for row in wanted if row not in table_rows("benchmarks")] == []
+
+
 def test_the_networks_of_published_width_are_quoted_as_they_are_on_file():
     tables = study("network", "intel-xeon")
     ways = ("layers, float32", "fused, float32", "fused, bfloat16")
