@@ -34,6 +34,7 @@ SUITES = {
     "two-sample": "the tests against plain ways to do the same",
     "power": "what share of differences the tests see, beside other tests, and their size",
     "metric": "the metric beside FID and KID: damage that it sees, bias with the sample size",
+    "sliced": "SIGReg beside LeJEPA's and lightly's: time, memory, agreement",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
 }
 
