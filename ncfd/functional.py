@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from ncfd import _phi, _processes, _samples
 from ncfd import _validation as check
 from ncfd._phi import Phi, Sums
-from ncfd._roots import RootOfHalf, eager, modulus, root
+from ncfd._roots import RootOfHalf, eager, modulus, root, safe_root
 from ncfd._samples import Given
 from ncfd.distributions import closed_form
 from ncfd.kernel import gaussian_ncfd
@@ -467,36 +467,6 @@ def _reduce(
         return value.mean(-1) if weights is None else value.sum(-1) / count
     check.check_common_groups(present, *names)
     return value.sum() if reduction == "sum" else value.sum() / (present.sum() * count)
-
-
-def safe_root(value: Tensor) -> Tensor:
-    r"""Square root with slope 0 where the value is 0, in place of an infinite one.
-
-    For the root of a *mean* of squared discrepancies, as a distance between distributions has it:
-    ``safe_root(ncfd_loss(x, y, t, squared=True))`` and ``safe_root(gaussian_ncfd(x, y))``.
-    ``torch.sqrt`` makes NaN of the gradient of equal samples, ``0 · inf``. The root *inside* the
-    mean, :func:`ncfd_loss` without ``squared``, needs nothing of this.
-
-    Args:
-        value: floating point, any shape.
-
-    Returns:
-        The root, of the shape and dtype of ``value``; 0 with slope 0 for values below 0 as well,
-        which U-statistics have. NaN stays NaN. Twice differentiable.
-
-    Raises:
-        TypeError: ``value`` is not a floating-point tensor.
-
-    Example:
-        >>> x = torch.ones(3, 2, requires_grad=True)
-        >>> distance = safe_root(gaussian_ncfd(x, x.detach()))
-        >>> distance.backward()
-        >>> distance.item(), x.grad.abs().max().item()
-        (0.0, 0.0)
-
-    Source: this package.
-    """
-    return root(check.check_floating(value, "value"))
 
 
 # ------------------------------------------------------------------------------------------------
