@@ -25,6 +25,7 @@ for folder in (ROOT / "examples", ROOT):
 
 SUITES = {
     "loss": "the loss against its floors and the released form; the targets",
+    "busy": "the loss beside other processes: a part of `loss`",
     "frequencies": "variance of loss and gradient by way of drawing frequencies",
     "precision": "error against float64 as the phases grow",
     "scaling": "time and memory against N, D and F",
@@ -36,6 +37,7 @@ SUITES = {
     "metric": "the metric beside FID and KID: damage that it sees, bias with the sample size",
     "adversary": "where ψ goes on signal and on the loss, and what it is worth on toys (no times)",
     "adversary-cost": "the loss with ψ on signal beside ψ on the loss and fixed frequencies",
+    "sliced": "SIGReg beside LeJEPA's and lightly's: time, memory, agreement",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
 }
 

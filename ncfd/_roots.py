@@ -10,6 +10,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncfd import _validation as check
+
+
+def safe_root(value: Tensor) -> Tensor:
+    r"""Square root with slope 0 where the value is 0, in place of an infinite one.
+
+    For the root of a *mean* of squared discrepancies, as a distance between distributions has it:
+    ``safe_root(ncfd_loss(x, y, t, squared=True))`` and ``safe_root(gaussian_ncfd(x, y))``.
+    ``torch.sqrt`` makes NaN of the gradient of equal samples, ``0 · inf``. The root *inside* the
+    mean, :func:`ncfd.functional.ncfd_loss` without ``squared``, needs nothing of this.
+
+    Args:
+        value: floating point, any shape.
+
+    Returns:
+        The root, of the shape and dtype of ``value``; 0 with slope 0 for values below 0 as well,
+        which U-statistics have. NaN stays NaN. Twice differentiable.
+
+    Raises:
+        TypeError: ``value`` is not a floating-point tensor.
+
+    Example:
+        >>> from ncfd.functional import gaussian_ncfd
+        >>> x = torch.ones(3, 2, requires_grad=True)
+        >>> distance = safe_root(gaussian_ncfd(x, x.detach()))
+        >>> distance.backward()
+        >>> distance.item(), x.grad.abs().max().item()
+        (0.0, 0.0)
+
+    Source: this package.
+    """
+    return root(check.check_floating(value, "value"))
+
 
 def root(value: Tensor) -> Tensor:
     """Square root with slope 0 at 0, so that equal inputs have a finite gradient."""

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from ncfd import _phi, _processes, _samples
 from ncfd import _validation as check
 from ncfd._phi import Phi, Sums
-from ncfd._roots import RootOfHalf, eager, modulus, root
+from ncfd._roots import RootOfHalf, eager, modulus, root, safe_root
 from ncfd._samples import Given
 from ncfd.distributions import closed_form
 from ncfd.kernel import gaussian_ncfd
@@ -35,6 +35,7 @@ __all__ = [
     "gaussian_ncfd",
     "gradient_reversal",
     "ncfd_loss",
+    "safe_root",
     "signal_discrepancy",
     "sliced_normality",
 ]
@@ -243,7 +244,9 @@ def ncfd_loss(
             the squared loss. Needs ``squared=True`` and ``alpha=0.5``; it can be negative, and
             needs two samples on each side (in each group). A known φ counts as exact.
         reduction: ``"mean"`` over frequencies and over the groups present on both sides,
-            ``"sum"``, or ``"none"``. Batch dimensions stay.
+            ``"sum"``, or ``"none"``. Batch dimensions stay under all three: each set of ``(N, D)``
+            is a comparison of its own, and how they are reduced is the caller's choice,
+            ``.mean()`` for most.
         frequency_weights: ``(F,)``, non-negative, not all zero, by which the values at the
             frequencies are multiplied (quadrature, importance weights); the mean is taken over
             them, ``Σ w v / Σ w``.

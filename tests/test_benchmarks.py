@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from benchmarks import cases, compare, measuring, peers, records, run
-from benchmarks.suites import adversary, frequencies, power, precision, two_sample
+from benchmarks.suites import adversary, busy, frequencies, power, precision, two_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -50,6 +50,24 @@ def test_loss_suite_judges_every_target(tmp_path):
             else "MISSED"
         )
     assert found["memory"][0]["verdict"] in ("met", "not measured")
+    for row in found["beside other work"]:
+        assert row["verdict"] == ("met" if row["released form / ours"] >= 1 else "MISSED")
+    counts = [row["busy processes"] for row in found["beside other work"]]
+    assert counts == 3 * [0, 1, 2 * torch.get_num_threads()]
+
+
+def test_processes_beside_a_measurement_end_with_it(monkeypatch):
+    begun = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            begun.append(self)
+
+    monkeypatch.setattr(busy.subprocess, "Popen", Recorded)
+    with busy._spinning(2):
+        assert [process.poll() for process in begun] == [None, None]
+    assert None not in [process.returncode for process in begun]
 
 
 @pytest.mark.parametrize(

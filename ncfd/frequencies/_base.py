@@ -133,11 +133,16 @@ class _Frequencies(nn.Module):
     def _meet(self, real: Tensor) -> None:
         """Learn D from the first samples, and hold others to it."""
         if self.dim is None:
+            if real.ndim > 3:  # more often feature maps than a batch of batches
+                raise ValueError(
+                    "dim=None is learned from samples (N, D) or (B, N, D), got "
+                    f"{check.describe(real)}{check.as_rows(real, 'real')}; or name dim"
+                )
             self._settle(real.shape[-1], real.device)
         elif real.shape[-1] != self.dim:
             raise ValueError(
                 f"real must have {self.dim} features like the frequencies, "
-                f"got {check.describe(real)}"
+                f"got {check.describe(real)}{check.as_rows(real, 'real')}"
             )
 
     def _sample(self, dim: int, generator: torch.Generator | None) -> Tensor:
