@@ -2,7 +2,8 @@
 
     python benchmarks/plot.py [--results FOLDER] [--output FOLDER]
 
-Every file of suites `scaling`, `precision` and `frequencies` gives one SVG of the same name.
+Every file of suites `scaling`, `precision`, `frequencies` and `adversary` gives one SVG of the
+same name.
 """
 
 from __future__ import annotations
@@ -103,10 +104,46 @@ def frequencies(content: dict[str, Any]) -> Figure:
     return figure
 
 
+def adversary(content: dict[str, Any]) -> Figure:
+    """Where ψ ends on nothing, and its error over that of the best fixed scale, by its start."""
+    nothing, judged = content["tables"]["nothing"], content["tables"]["judged"]
+    figure = Figure(figsize=(9.5, 3.8))
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("loss", COLOURS["released"]), ("signal", COLOURS["ncfd"])):
+        rows = [row for row in nothing if row["adversary"] == name]
+        before, after = ([row[key] for row in rows] for key in ("before", "after"))
+        left.plot(before, after, "o", ms=3, alpha=0.6, color=colour, label=f"ψ on the {name}")
+    ends = [min(row["before"] for row in nothing), max(row["before"] for row in nothing)]
+    left.plot(ends, ends, "-", lw=0.8, color=COLOURS["bare products"], label="unmoved")
+    left.set_xlabel("phase at the start, radians: root mean square")
+    left.set_ylabel("after the steps")
+    ways = list(dict.fromkeys(row["frequencies"] for row in judged))
+    for way in ways:
+        points = [
+            (float(key.removeprefix("from ")) * 1.06 ** (ways.index(way) - len(ways) / 2), value)
+            for row in judged
+            if row["frequencies"] == way
+            for key, value in row.items()
+            if key.startswith("from ")
+        ]
+        right.plot(*zip(*points, strict=True), "o", ms=2.5, alpha=0.7, label=way)
+    right.axhline(1, lw=0.8, color=COLOURS["bare products"])
+    right.set_xlabel("scale at the start")
+    right.set_ylabel("error over that of the best fixed scale")
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.minorticks_off()
+        axis.grid(alpha=0.3, lw=0.4)
+        axis.legend(fontsize=6)
+    return figure
+
+
 PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "scaling": scaling,
     "precision": precision,
     "frequencies": frequencies,
+    "adversary": adversary,
 }
 
 

@@ -283,9 +283,22 @@ def test_plots(tmp_path):
         written = records.Records(tmp_path / f"{suite}.json", header)
         for row in rows:
             written.add(table, row)
+    ends = [
+        {"adversary": name, "before": 1.0, "after": after}
+        for name, after in (("signal", 0.9), ("loss", 3.0))
+    ]
+    judged = [{"frequencies": "one scale, J", "from 1": 1.1, "from 3": 0.9, "of": 2}]
+    written = records.Records(
+        tmp_path / "adversary.json",
+        {"suite": "adversary", "environment": measuring.environment(CPU)},
+    )
+    for table, rows in (("nothing", ends), ("judged", judged)):
+        for row in rows:
+            written.add(table, row)
     (tmp_path / "runs.json").write_text("[]")  # a result, but not of a suite
     drawn = plot.main(["--results", str(tmp_path), "--output", str(tmp_path)])
-    assert sorted(p.name for p in drawn) == ["frequencies.svg", "precision.svg", "scaling.svg"]
+    names = ["adversary", "frequencies", "precision", "scaling"]
+    assert sorted(p.name for p in drawn) == [f"{name}.svg" for name in names]
     assert all(p.stat().st_size > 1000 for p in drawn)
 
 

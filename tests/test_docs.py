@@ -762,6 +762,60 @@ def test_the_networks_of_published_width_are_quoted_as_they_are_on_file():
     assert [row for row in wanted if row not in table_rows("benchmarks")] == []
 
 
+def adversary_rows():
+    """``(page, cells)`` of every row that quotes the suite `adversary`, in order."""
+    file = DOCS.parent / "benchmarks" / "results" / f"adversary-cpu-{PROCESSOR}.json"
+    tables = json.loads(file.read_text(encoding="utf-8"))["tables"]  # not finished yet
+
+    def grouped(name, *by):
+        groups = {}
+        for row in tables[name]:
+            groups.setdefault(tuple(row[key] for key in by), []).append(row)
+        return groups.items()
+
+    rates = ("0.0001", "0.001", "0.01")
+    for (D, M, start), rows in grouped("nothing", "D", "M", "start"):
+        after = {(r["adversary"], r["form"], r["rate"]): f"{r['after']:.1f}" for r in rows}
+        ways = (("signal", "either"), ("loss", "root"), ("loss", "squared"))
+        cells = [
+            ", ".join(after[*way, rate] for rate in rates if (*way, rate) in after) for way in ways
+        ]
+        yield "benchmarks", [str(D), str(M), start, *cells]
+    for (data, D, M), rows in grouped("judged", "data", "D", "M"):
+        best = f"{rows[0]['its error']:.1f} at {rows[0]['best fixed']}"
+        ratios = {
+            row["frequencies"]: ", ".join(f"{v:.2f}" for k, v in row.items() if "from " in k)
+            for row in rows
+        }
+        yield "benchmarks", [data, str(D), str(M), best, *(ratios.get(w, "-") for w in LEARNED)]
+    ways = list(dict.fromkeys(row["frequencies"] for row in tables["told"]))
+    by_way = dict(grouped("told", "frequencies", "case"))
+    for way in ways:
+        cases = [by_way[way, case] for case in dict.fromkeys(r["case"] for r in tables["told"])]
+        means = [f"{statistics.mean(r['error'] for r in rows):.1f}" for rows in cases]
+        yield "choosing", [way, *means]
+    for (N,), rows in grouped("bias", "N"):
+        cells = [
+            f"{100 * r['bias']:+.0f} ± {100 * r['bias error']:.0f} %, {100 * r['deviation']:.0f} %"
+            for r in rows
+        ]
+        yield "choosing", [str(N), *cells]
+
+
+#: On which the adversary was measured, as it calls itself.
+PROCESSOR = "intel-r-xeon-r-processor"
+LEARNED = ("one scale, J", "one scale, J, spread", "one scale, loss", "mixture, J", "mixture, loss")
+
+
+def test_the_adversary_is_quoted_as_it_is_on_file():
+    wanted = list(adversary_rows())
+    for page in ("benchmarks", "choosing"):
+        quoted = table_rows(page)
+        assert [cells for at, cells in wanted if at == page and cells not in quoted] == []
+    (cost,) = (r for r in study("adversary-cost", PROCESSOR)["ratios"] if "the loss" in r["ratio"])
+    assert f"{cost['median']:.2f} times" in (GUIDE / "choosing.md").read_text(encoding="utf-8")
+
+
 def test_the_large_test_is_quoted_as_it_is_on_file():
     file = DOCS.parent / "benchmarks" / "results" / "two-sample-cpu-amd-epyc.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["tables"]["large"]
