@@ -35,6 +35,7 @@ SUITES = {
     "power": "what share of differences the tests see, beside other tests, and their size",
     "metric": "the metric beside FID and KID: damage that it sees, bias with the sample size",
     "sliced": "SIGReg beside LeJEPA's and lightly's: time, memory, agreement",
+    "embeddings": "a self-supervised run with SIGReg, and the same with LeJEPA's",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
 }
 

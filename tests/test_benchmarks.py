@@ -53,7 +53,7 @@ def test_loss_suite_judges_every_target(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "suite", ["frequencies", "page-faults", "precision", "two-sample", "peers"]
+    "suite", ["frequencies", "page-faults", "precision", "two-sample", "peers", "embeddings"]
 )
 def test_suite_in_this_process(suite, tmp_path):
     file = tmp_path / f"{suite}.json"
@@ -79,6 +79,25 @@ def test_network_suite_has_every_way_and_use(tmp_path):
         wanted = float(row["target"].removeprefix(">= "))
         assert row["verdict"] == ("met" if row["value"] >= wanted else "MISSED")
     assert {r["contender"] for r in found["trainings"]} == {"one after another", "side by side"}
+
+
+def test_sliced_suite_times_checks_and_judges(tmp_path):
+    file = run.main(["--suite", "sliced", "--quick", "--output", str(tmp_path / "sliced.json")])
+    found = tables(file)
+    assert {r["contender"] for r in found["sliced"]} >= {"ncfd", "plain form"}
+    assert {r["threads"] for r in found["sliced"]} == {1, 2}
+    assert {r["floor"] for r in found["floors"]} == {"product", "waves"}
+    # Whatever is installed: ours is the formula, in one process and in several.
+    assert all(r["value_error"] < 1e-6 for r in found["agreement"] if r["contender"] == "ncfd")
+    in_parts = [r for r in found["processes"] if r["contender"].startswith("ncfd")]
+    assert len(in_parts) == 4
+    assert all(max(r["value_error"], r["gradient_error"]) < 1e-6 for r in in_parts)
+    finest = found["integral"][-1]
+    assert finest["float64"] < 1e-12
+    for row in found.get("targets", []):
+        sign, wanted = row["target"].split()
+        met = row["value"] >= float(wanted) if sign == ">=" else row["value"] <= float(wanted)
+        assert row["verdict"] == ("met" if met else "MISSED")
 
 
 @pytest.mark.slow
