@@ -70,7 +70,7 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
                     contenders | _floors(size, device),
                     device,
                     seconds=0.02 if quick else 4.0,
-                    at_least=2 if quick else 5,
+                    at_least=2 if quick else 5 if size[0] < 4096 else 3,
                     warm_up=1,
                 )
             finally:
@@ -127,19 +127,23 @@ def _plain(num_slices: int) -> Loss:
     return loss
 
 
-def _losses(num_slices: int, device: torch.device, quick: bool) -> dict[str, Loss]:
-    found: dict[str, Loss] = {"ncfd": ncfd.SIGReg(num_slices)}
-    for name, make in LIBRARIES.items():
-        module = make(num_slices)
-        if module is not None:
-            found[name] = module.to(device)
-    if len(found) == 1:
-        found["plain form"] = _plain(num_slices)
-    # A rehearsal goes through the compiler, but not through the C++ compiler behind it.
-    backend = "aot_eager" if quick else "inductor"
-    for name in [name for name in found if name != "ncfd"]:
-        found[f"{name}, compiled"] = torch.compile(found[name], backend=backend, dynamic=False)
-    return found
+def _names() -> list[str]:
+    found = [name for name, make in LIBRARIES.items() if make(4) is not None] or ["plain form"]
+    return ["ncfd", *found, *(f"{name}, compiled" for name in found)]
+
+
+def _loss(name: str, num_slices: int, device: torch.device, quick: bool) -> Loss:
+    if name.endswith(", compiled"):
+        # A rehearsal goes through the compiler, but not through the C++ compiler behind it.
+        backend = "aot_eager" if quick else "inductor"
+        loss = _loss(name.removesuffix(", compiled"), num_slices, device, quick)
+        compiled: Loss = torch.compile(loss, backend=backend, dynamic=False)
+        return compiled
+    if name == "plain form":
+        return _plain(num_slices)
+    module = ncfd.SIGReg(num_slices) if name == "ncfd" else LIBRARIES[name](num_slices)
+    assert module is not None
+    return module.to(device)
 
 
 def _samples(size: tuple[int, int, int], device: torch.device) -> Tensor:
@@ -152,7 +156,7 @@ def _contenders(
 ) -> dict[str, Contender]:
     torch.compiler.reset()
     x = _samples(size, device)
-    losses = _losses(size[2], device, quick)
+    losses = {name: _loss(name, size[2], device, quick) for name in _names()}
     return {name: measuring.differentiated(partial(loss, x), [x]) for name, loss in losses.items()}
 
 
@@ -222,8 +226,7 @@ def probe(specification: dict[str, Any]) -> float | None:
     device = torch.device(specification["device"])
     N, D, K = specification["size"]
     torch.set_num_threads(1)
-    torch.compiler.reset()
-    loss = _losses(K, device, specification["quick"])[specification["name"]]
+    loss = _loss(specification["name"], K, device, specification["quick"])
     peak = None
     # What the first call loads or compiles is not counted.
     for _ in range(2):
