@@ -17,6 +17,7 @@ import ncfd
 from benchmarks import cases, measuring, peers
 from benchmarks.measuring import MIB
 from benchmarks.records import Records
+from benchmarks.suites import busy
 from ncfd.ops._fused import MAX_DIM
 
 
@@ -31,6 +32,8 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
     for case in cases.LOSS + (cases.FUSED if fused else []):
         _time(case, device, quick, seconds, rates, written)
     _groups(device, quick, seconds, written)
+    if device.type == "cpu":
+        busy.run(device, quick, written)
     for name in ("ncfd", *fused[:1]):
         _memory(name, device, quick, written)
 

@@ -26,7 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ncfd.ops import _fused
+from ncfd.ops import _fused, _threads
 from ncfd.ops._budget import BUDGET, SMALL_DIM
 
 # Rows that may be added one after the other in float32: 1e3 terms lose about 1e-7 of a mean.
@@ -55,6 +55,14 @@ def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
     else:
         block = BUDGET["block_small_dim" if x.shape[2] < SMALL_DIM else "block_large_dim"]
     return max(1, block // (t.shape[1] * x.element_size()))
+
+
+def _threads_for(x: Tensor, t: Tensor, chunk: int) -> int:
+    """How many threads share the blocks, where these are small and many."""
+    small = BUDGET["block_small_dim"]
+    threads = _threads.count(x) if x.shape[2] < SMALL_DIM and t.shape[0] == 1 else 1
+    phases = x.shape[:2].numel() * t.shape[1] * x.element_size()
+    return threads if chunk == 0 and phases >= 4 * threads * small else 1
 
 
 def _blocks(batch: int, rows: int, limit: int) -> Iterator[Block]:
@@ -308,23 +316,31 @@ def forward(
             cos_sum, sin_sum = _block_sums(held, w, groups, num_groups, form)
             return cos_sum, sin_sum, [held] if keep else []
 
-        # F numbers per group: adding the blocks in float64 costs nothing and loses nothing.
-        wide = x.dtype if x.device.type == "mps" else torch.float64
-        cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
-        sin_sum = torch.zeros_like(cos_sum)
+        threads = _threads_for(x, t, chunk)
+        limit = max(1, limit // threads)  # each of them holds a block
         kept: list[Tensor] = []
-        held = spare = x.new_empty(0)
+        blocks: list[tuple[Tensor | None, Block, Block]] = []
         for pb, pn in _pieces(x, t, split and keep):
             piece = x[pb, pn]
             if keep:
                 kept.append(x.new_empty(*piece.shape[:2], num_freqs))
-            for b, n in _blocks(piece.shape[0], piece.shape[1], limit):
-                xb = piece[b, n]
+            into = kept[-1] if keep else None
+            cut = _blocks(piece.shape[0], piece.shape[1], limit)
+            blocks += [(into, (pb, pn), block) for block in cut]
+        # F numbers per group: adding the blocks in float64 costs nothing and loses nothing.
+        wide = x.dtype if x.device.type == "mps" else torch.float64
+
+        def add(some: Sequence[tuple[Tensor | None, Block, Block]]) -> tuple[Tensor, Tensor]:
+            cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
+            sin_sum = torch.zeros_like(cos_sum)
+            held = spare = x.new_empty(0)
+            for into, (pb, pn), (b, n) in some:
+                xb = x[pb, pn][b, n]
                 shape = (*xb.shape[:2], num_freqs)
                 if spare.shape != shape:  # the first block, and a shorter last one
                     spare = x.new_empty(shape)
                     held = held if keep else x.new_empty(shape)
-                held = kept[-1][b, n] if keep else held  # contiguous either way
+                held = held if into is None else into[b, n]  # contiguous either way
                 tb = t if t.shape[0] == 1 else t[pb][b]
                 _hold(xb, tb, form, out=held)
                 wb = None if w is None else w[pb, pn][b, n]
@@ -332,6 +348,12 @@ def forward(
                 cos_part, sin_part = _block_sums(held, wb, gb, num_groups, form, spare)
                 cos_sum[pb][b] += cos_part
                 sin_sum[pb][b] += sin_part
+            return cos_sum, sin_sum
+
+        (cos_sum, sin_sum), *others = _threads.each(add, blocks, threads)
+        for cos_part, sin_part in others:
+            cos_sum += cos_part
+            sin_sum += sin_part
     return cos_sum.to(x.dtype), sin_sum.to(x.dtype), kept
 
 
@@ -361,7 +383,7 @@ def backward(
     limit = _block_rows(x, t, chunk)
     # A product (D, n)(n, F) is a fifth faster than its transpose while D is small.
     turn = shared and x.device.type == "cpu" and dim < SMALL_DIM
-    filled = grad_t is not None  # the first block writes, the others add
+    grad_filled = grad_t is not None  # the first block writes, the others add
     if grad_t is None:
         grad_t = t.new_empty(t.shape if need_t else (0,))
         if need_t and turn:
@@ -371,22 +393,32 @@ def backward(
             held = kept[0] if kept else _hold(x, t, form)
             slopes, grad_w = _block_slopes(held, prepared, w, groups, need_w, form)
             into_t = grad_t if need_t else None
-            grad_x = _whole_gradients(slopes, x, t, need_x, into_t, turn, filled)
+            grad_x = _whole_gradients(slopes, x, t, need_x, into_t, turn, grad_filled)
             return grad_x, grad_t, grad_w
 
+        threads = _threads_for(x, t, chunk)
+        limit = max(1, limit // threads)
         grad_x = x.new_empty(x.shape if need_x else (0,))
         grad_w = x.new_empty((batch, rows) if need_w else (0,))
-        held = spare = x.new_empty(0)
+        blocks: list[tuple[Tensor | None, Block, Block]] = []
         for k, (pb, pn) in enumerate(_places(kept, x)):
             piece = x[pb, pn]
-            for b, n in _blocks(piece.shape[0], piece.shape[1], limit):
+            cut = _blocks(piece.shape[0], piece.shape[1], limit)
+            blocks += [(kept[k] if kept else None, (pb, pn), block) for block in cut]
+
+        def add(some: Sequence[tuple[Tensor | None, Block, Block]]) -> Tensor:
+            own, filled = grad_t, grad_filled
+            if some[0] is not blocks[0]:  # another thread's
+                own, filled = torch.empty_like(grad_t), False
+            held = spare = x.new_empty(0)
+            for given, (pb, pn), (b, n) in some:
                 tb = t if shared else t[pb][b]
-                xb = piece[b, n]
+                xb = x[pb, pn][b, n]
                 shape = (*xb.shape[:2], num_freqs)
                 if spare.shape != shape:
                     spare = x.new_empty(shape)
                     held = held if kept else x.new_empty(shape)
-                held = kept[k][b, n] if kept else _hold(xb, tb, form, out=held)
+                held = _hold(xb, tb, form, out=held) if given is None else given[b, n]
                 wb = None if w is None else w[pb, pn][b, n]
                 gb = None if groups is None else groups[pb, pn][b, n]
                 here = prepared[0][pb][b], prepared[1][pb][b]
@@ -395,11 +427,15 @@ def backward(
                     grad_w[pb, pn][b, n] = slopes_w
                 into_x = grad_x[pb, pn][b, n] if need_x else None
                 if shared:
-                    _add_shared(slopes, xb, t, into_x, grad_t if need_t else None, turn, filled)
+                    _add_shared(slopes, xb, t, into_x, own if need_t else None, turn, filled)
                     filled = True
                 else:
                     fresh = not filled and pn.start + n.start == 0
-                    _add_own(slopes, xb, tb, into_x, grad_t[pb][b] if need_t else None, fresh)
+                    _add_own(slopes, xb, tb, into_x, own[pb][b] if need_t else None, fresh)
+            return own
+
+        for other in _threads.each(add, blocks, threads)[1:]:
+            grad_t += other
     return grad_x, grad_t, grad_w
 
 
