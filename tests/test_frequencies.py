@@ -26,6 +26,9 @@ from ncfd import (
 )
 from ncfd.functional import ncfd_loss
 
+# Samplers are sent to their bounds here; test_adversary.py has the warning itself.
+pytestmark = pytest.mark.filterwarnings("ignore:.* of the scales of .* are at their bound")
+
 LAWS = {
     "gaussian": (GaussianFrequencies, scipy.stats.norm()),
     "student": (StudentTFrequencies, scipy.stats.t(3)),
@@ -431,7 +434,7 @@ def test_size_is_that_of_the_first_real_samples(law: str, method: str) -> None:
             bad()
     assert "dim=None" in repr(lazy)
     sized = LAWS[law][0](5, 40, scale=0.5, method=method)
-    for shape in ((7, 5), (2, 3, 7, 5), (0, 5)):  # a process's part may be empty
+    for shape in ((7, 5), (2, 7, 5), (0, 5)):  # a process's part may be empty
         t = copy.deepcopy(lazy)(seeded(), real=torch.ones(shape))
         assert torch.equal(t, sized(seeded()))
     lazy(real=torch.ones(7, 5))

@@ -1,0 +1,357 @@
+"""Suite `sliced`: SIGReg beside LeJEPA's and lightly's, forward and gradient for the samples.
+
+`sliced` has the times, `floors` what no method can do without: the product with the directions and
+the one back, and one cosine and one sine of each projection. `agreement` compares values and
+gradients at the same directions with the formula in float64, and with each library; `processes`
+does so in several gloo processes, each with a part of the batch. `integral` is the quadrature
+against the integral in closed form.
+
+    pip install lightly git+https://github.com/rbalestr-lab/lejepa
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+import ncfd
+from benchmarks import measuring, peers
+from benchmarks.measuring import MIB, Contender, Rounds
+from benchmarks.records import Records
+from ncfd.functional import sliced_normality
+
+#: N samples, D features, K directions.
+SIZES = [(512, 512, 1024), (256, 64, 256), (128, 128, 1024), (4096, 256, 1024)]
+KNOTS = 17
+#: At least how many times as long as ours theirs take, and the largest share of their memory.
+TARGETS = {
+    (0, "LeJEPA"): 6.0,
+    (0, "lightly"): 5.0,
+    (1, "LeJEPA"): 2.0,
+    (1, "lightly"): 2.0,
+}
+MEMORY_SHARE = 0.2
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def run(device: torch.device, quick: bool, written: Records) -> None:
+    missing = [name for name, make in LIBRARIES.items() if make(4) is None]
+    if missing:
+        written.content["notes"] = [f"Not installed, so left out: {', '.join(missing)}."]
+    sizes = [(16, 4, 8), (8, 4, 8)] if quick else SIZES
+    before = torch.get_num_threads()
+    # An accelerator's work does not depend on the threads that start it.
+    counts = [before] if device.type != "cpu" else [1, 2]
+    for place, size in enumerate(sizes):
+        contenders = _contenders(size, device, quick)
+        memory = {name: _memory(name, size, device, quick) for name in contenders}
+        for threads in counts:
+            torch.set_num_threads(threads)
+            try:
+                # The compiler counts threads: warm up anew.
+                rounds = measuring.interleave(
+                    contenders | _floors(size, device),
+                    device,
+                    seconds=0.02 if quick else 6.0,
+                    at_least=2 if quick else 7,
+                )
+            finally:
+                torch.set_num_threads(before)
+            _write(place, size, threads, rounds, memory, written)
+    _agreement((16, 4, 8) if quick else (256, 64, 256), device, written)
+    if dist.is_available() and dist.is_gloo_available():
+        for world in (2, 3):
+            _processes(world, written)
+    _integral(64 if quick else 512, written)
+
+
+# ------------------------------------------------------------------------------------------------
+# Contenders
+# ------------------------------------------------------------------------------------------------
+
+
+def _lejepa(num_slices: int) -> torch.nn.Module | None:
+    try:
+        from lejepa.multivariate import SlicingUnivariateTest
+        from lejepa.univariate import EppsPulley
+    except ImportError:
+        return None
+    test: torch.nn.Module = SlicingUnivariateTest(EppsPulley(n_points=KNOTS), num_slices)
+    return test
+
+
+def _lightly(num_slices: int, gather: bool = False) -> torch.nn.Module | None:
+    try:
+        from lightly.loss import SIGReg
+    except ImportError:
+        return None
+    loss: torch.nn.Module = SIGReg(knots=KNOTS, num_vectors=num_slices, gather_distributed=gather)
+    return loss
+
+
+LIBRARIES: dict[str, Callable[[int], torch.nn.Module | None]] = {
+    "LeJEPA": _lejepa,
+    "lightly": _lightly,
+}
+
+
+def _plain(num_slices: int) -> Loss:
+    """The formula with every phase held, and plain autograd."""
+
+    def loss(x: Tensor) -> Tensor:
+        u = torch.randn(x.shape[-1], num_slices, device=x.device)
+        u = u / u.norm(dim=0)
+        # Without the weight's 1/√(2π), and with the factor N.
+        return len(x) * math.sqrt(2 * math.pi) * peers.epps_pulley(x, u.T, KNOTS)
+
+    return loss
+
+
+def _losses(num_slices: int, device: torch.device, quick: bool) -> dict[str, Loss]:
+    found: dict[str, Loss] = {"ncfd": ncfd.SIGReg(num_slices), "plain form": _plain(num_slices)}
+    for name, make in LIBRARIES.items():
+        module = make(num_slices)
+        if module is not None:
+            found[name] = module.to(device)
+    # A rehearsal goes through the compiler, but not through the C++ compiler behind it.
+    backend = "aot_eager" if quick else "inductor"
+    for name in [name for name in LIBRARIES if name in found]:
+        found[f"{name}, compiled"] = torch.compile(found[name], backend=backend, dynamic=False)
+    return found
+
+
+def _samples(size: tuple[int, int, int], device: torch.device) -> Tensor:
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(size[0], size[1], generator=g).to(device).requires_grad_()
+
+
+def _contenders(
+    size: tuple[int, int, int], device: torch.device, quick: bool
+) -> dict[str, Contender]:
+    torch.compiler.reset()
+    x = _samples(size, device)
+    losses = _losses(size[2], device, quick)
+    return {name: measuring.differentiated(partial(loss, x), [x]) for name, loss in losses.items()}
+
+
+def _floors(size: tuple[int, int, int], device: torch.device) -> dict[str, Contender]:
+    """The product and the product back; the waves, which no backward has to form again."""
+    x = _samples(size, device).detach()
+    u = torch.randn(size[1], size[2], device=device)
+    s, back, wave = u.T @ x.T, torch.empty_like(x), x.new_empty(size[2], size[0])
+    return {
+        "floor: product": Contender(
+            lambda: torch.mm(u.T, x.T, out=s), lambda _: torch.mm(s.T, u.T, out=back)
+        ),
+        "floor: waves": Contender(
+            lambda: (torch.cos(s, out=wave), torch.sin(s, out=wave)), lambda _: None
+        ),
+    }
+
+
+def _write(
+    place: int,
+    size: tuple[int, int, int],
+    threads: int,
+    rounds: dict[str, Rounds],
+    memory: dict[str, float | None],
+    written: Records,
+) -> None:
+    where: dict[str, Any] = dict(zip(("N", "D", "slices"), size, strict=True)) | {
+        "threads": threads
+    }
+    for name, measured in rounds.items():
+        columns = measured.columns()
+        if name.startswith("floor"):
+            columns = {k: columns[k] for k in ("forward_ms", "backward_ms", "both_ms")}
+            written.add("floors", {**where, "floor": name.removeprefix("floor: "), **columns})
+            continue
+        times = measuring.ratio(measured, rounds["ncfd"]).median
+        ours, theirs = memory["ncfd"], memory[name]
+        row = {**where, "contender": name, **columns, "times_as_long": times, "memory_mib": theirs}
+        written.add("sliced", row)
+        target = TARGETS.get((place, name))
+        if target is not None:
+            _judge({**where, "contender": name, "measure": "time"}, ">=", target, times, written)
+        if name in LIBRARIES and threads == 1 and ours is not None and theirs:
+            case = {**where, "contender": name, "measure": "memory"}
+            _judge(case, "<=", MEMORY_SHARE, ours / theirs, written)
+
+
+def _judge(case: dict[str, Any], sign: str, target: float, value: float, written: Records) -> None:
+    met = value >= target if sign == ">=" else value <= target
+    verdict = "met" if met else "MISSED"
+    written.add(
+        "targets", {**case, "target": f"{sign} {target:g}", "value": value, "verdict": verdict}
+    )
+
+
+def _memory(
+    name: str, size: tuple[int, int, int], device: torch.device, quick: bool
+) -> float | None:
+    specification = {"name": name, "size": size, "device": device.type, "quick": quick}
+    if device.type == "cuda":
+        return probe(specification)
+    return None if quick else measuring.in_fresh_process("sliced", specification)
+
+
+def probe(specification: dict[str, Any]) -> float | None:
+    """Peak memory of one contender in MiB, on one thread, its gradient included."""
+    device = torch.device(specification["device"])
+    N, D, K = specification["size"]
+    torch.set_num_threads(1)
+    torch.compiler.reset()
+    loss = _losses(K, device, specification["quick"])[specification["name"]]
+    peak = None
+    # What the first call loads or compiles is not counted.
+    for _ in range(2):
+        x = _samples((N, D, K), device)
+        peak = measuring.peak_memory(measuring.differentiated(partial(loss, x), [x]), device)
+    return None if peak is None else peak / MIB
+
+
+# ------------------------------------------------------------------------------------------------
+# Agreement
+# ------------------------------------------------------------------------------------------------
+
+
+def _at(name: str, u: Tensor, gather: bool = False) -> Loss | None:
+    """One of `LIBRARIES` with `u (D, K)` in place of the directions it would draw."""
+    if name == "lightly":
+        module = _lightly(u.shape[1], gather)
+        if module is not None:
+            module._generate_unit_vectors = lambda device, dtype, _: u.to(device, dtype)
+        return module
+    test = _lejepa(u.shape[1])
+    if test is None:
+        return None
+    # Its own line behind the drawing.
+    return lambda x: test.univariate_test.to(x.device)(x @ u.to(x.dtype)).mean()
+
+
+def _directions(size: tuple[int, int, int], device: torch.device) -> Tensor:
+    return peers.directions(size[2], size[1], device).T.contiguous()
+
+
+def _widened(loss: Loss, x: Tensor) -> Tensor:
+    return loss(x.float())
+
+
+def _value_and_gradient(loss: Loss, x: Tensor) -> tuple[float, Tensor]:
+    leaf = x.detach().requires_grad_()
+    value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.item(), gradient.double()
+
+
+def _compare(found: tuple[float, Tensor], wanted: tuple[float, Tensor]) -> tuple[float, float]:
+    value = abs(found[0] / wanted[0] - 1)
+    return value, ((found[1] - wanted[1]).norm() / wanted[1].norm()).item()
+
+
+def _formula(u: Tensor) -> Loss:
+    """The statistic in float64, every phase formed by itself."""
+    return lambda x: (
+        x.shape[-2]
+        * math.sqrt(2 * math.pi)
+        * peers.epps_pulley(x.double(), u.double().T.contiguous(), KNOTS)
+    )
+
+
+def _agreement(size: tuple[int, int, int], device: torch.device, written: Records) -> None:
+    u = _directions(size, device)
+    for dtype in (torch.float32, torch.bfloat16):
+        # Not quite normal, so that there is something to find.
+        x = (1.2 * _samples(size, device).detach() + 0.1).to(dtype)
+        exact = _value_and_gradient(_formula(u), x.double())
+        ours = _value_and_gradient(lambda v: sliced_normality(v, u), x)
+        kinds: dict[str, tuple[float, Tensor]] = {"ncfd": ours}
+        for name in LIBRARIES:
+            loss = _at(name, u)
+            if loss is None:
+                continue
+            kinds[name] = _value_and_gradient(loss, x)
+            if dtype != torch.float32:
+                # It projects in bfloat16, unless it is given wider rows.
+                wide = partial(_widened, loss)
+                kinds[f"{name}, x.float()"] = _value_and_gradient(wide, x)
+        for name, found in kinds.items():
+            value, gradient = _compare(found, exact)
+            row: dict[str, Any] = {"input": str(dtype).removeprefix("torch."), "contender": name}
+            row |= {"value_error": value, "gradient_error": gradient}
+            if name != "ncfd":
+                # A gradient has the input's type: in bfloat16 both are rounded at the end.
+                value, gradient = _compare(ours, found)
+                row |= {"ours_to_it_value": value, "ours_to_it_gradient": gradient}
+            written.add("agreement", row)
+
+
+def _processes(world: int, written: Records) -> None:
+    """Parts of one batch in gloo processes; gradients averaged as a wrapped network has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_process, (world, folder), nprocs=world)
+        for name, row in torch.load(Path(folder) / "rows").items():
+            written.add("processes", {"processes": world, "contender": name, **row})
+
+
+def _process(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    place = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
+    size = (60, 16, 32)
+    device = torch.device("cpu")
+    u = _directions(size, device)
+    x = 1.2 * _samples(size, device).detach() + 0.1
+    exact = _value_and_gradient(_formula(u), x.double())
+    even = [size[0] // world] * world
+    # Parts of different sizes too.
+    odd = [size[0] // world + 7 * (2 * r - world + 1) for r in range(world)]
+    group = dist.group.WORLD
+    losses: dict[str, Loss | None] = {
+        "ncfd": lambda v: sliced_normality(v, u, process_group=group),
+        **{name: _at(name, u, gather=True) for name in LIBRARIES},
+    }
+    rows: dict[str, dict[str, float | str]] = {}
+    for name, loss in losses.items():
+        for parts, cut in (("equal", even), ("unequal", odd)):
+            if loss is None:
+                continue
+            part = x.split(cut)[rank]
+            try:
+                value, gradient = _value_and_gradient(loss, part)
+            except (RuntimeError, ValueError) as error:
+                rows[f"{name}, {parts} parts"] = {"error": str(error).splitlines()[0]}
+                continue
+            # What averaging makes of it: each process holds its rows, the others zero.
+            whole = x.new_zeros(x.shape, dtype=torch.float64)
+            start = sum(cut[:rank])
+            whole[start : start + len(part)] = gradient / world
+            dist.all_reduce(whole)
+            found = _compare((value, whole), exact)
+            rows[f"{name}, {parts} parts"] = {"value_error": found[0], "gradient_error": found[1]}
+    if rank == 0:
+        torch.save(rows, Path(folder) / "rows")
+    dist.destroy_process_group()
+
+
+def _integral(rows: int, written: Records) -> None:
+    """The quadrature against the integral over the whole line, pairs of samples in float64."""
+    size = (rows, 8, 16)
+    u = _directions(size, torch.device("cpu")).double()
+    x = 1.2 * _samples(size, torch.device("cpu")).detach().double() + 0.1
+    exact = rows * math.sqrt(2 * math.pi) * peers.exact_epps_pulley(x, u.T)
+    for nodes, t_max in ((17, 3.0), (65, 3.0), (17, 5.0), (33, 5.0), (33, 8.0), (65, 8.0)):
+        row: dict[str, Any] = {"nodes": nodes, "t_max": f"{t_max:g}"}
+        for name, kind in (("float64", torch.float64), ("float32", torch.float32)):
+            value = sliced_normality(x.to(kind), u.to(kind), num_nodes=nodes, t_max=t_max)
+            row[name] = abs(value.item() / exact - 1)
+        written.add("integral", row)
