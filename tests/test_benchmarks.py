@@ -88,8 +88,9 @@ def test_network_suite_has_every_way_and_use(tmp_path):
     found = start("network", tmp_path)
     ways = ("layers, float32", "fused, float32", "fused, bfloat16")
     uses = ("forward", "training", "synthetic")
+    floors = ("convolutions alone, float32", "convolutions alone, bfloat16")
     assert {(r["contender"], r["use"]) for r in found["network"]} == {
-        (way, use) for way in ways for use in uses
+        (way, use) for way in (*ways, *floors) for use in uses
     }
     assert {(r["contender"], r["case"]) for r in found["step"]} == {
         (way, f"CIFAR-10, IPC {ipc}") for way in ways for ipc in (1, 2)
