@@ -16,17 +16,28 @@ from torch import Tensor
 
 from ncfd import _samples, ops
 from ncfd import _validation as check
+from ncfd._median import inverse_median_distance
 from ncfd._samples import Given, Samples
 
 __all__ = ["gaussian_ncfd"]
 
 
 class _Rows(NamedTuple):
-    """One side as ``B`` sets of samples: batch entries or groups, the latter padded."""
+    """One side as S sets of samples: batch entries, or groups of about one size, padded."""
 
-    x: Tensor  # (B, N, D)
-    w: Tensor  # (B, N), adding up to 1, or 0 in an absent group
-    present: Tensor | None  # (G,), or None without groups
+    name: str
+    x: Tensor  # (S, n, D)
+    w: Tensor  # (S, n), adding up to 1, or all 0 in an absent group
+    centre: Tensor  # (S, 1, D)
+
+
+class _Form(NamedTuple):
+    """The options of every sum over pairs."""
+
+    scales: Tensor  # (K, D) or (K, 1)
+    unbiased: bool
+    real_rows: int | None
+    chunk_size: int | None
 
 
 def gaussian_ncfd(
@@ -100,75 +111,71 @@ def gaussian_ncfd(
     check.check_chunk_size(chunk_size)
     given = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
     x = check.check_samples(x, "x")
-    if isinstance(scale, str):
-        if scale != "median":
-            raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
-        given, scale = _samples.in_unit_of_real(*given, num_groups, None), 1.0
-    scales = _as_scales(scale, x)
+    of_data = isinstance(scale, str)
+    if of_data and scale != "median":
+        raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
+    scales = _as_scales(1.0 if of_data else scale, x)
     if real_rows is not None:
         check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
-    sides = _samples.two_sides(*given, num_groups, scales)
-    real, synthetic = _centred(*sides)
-    present = None
-    if real.present is not None and synthetic.present is not None:
-        present = real.present & synthetic.present
-    if unbiased:
-        for side, rows in zip(given, (real, synthetic), strict=True):
-            _check_pairs(side.name, rows, present)
-
-    scales = scales.to(real.x.dtype)
-    few = _first(real, real_rows)
-    value = real.x.new_zeros(real.x.shape[0])
-    alike = real.x.shape == synthetic.x.shape
-    for own in (few, synthetic):
-        if own.x.shape[1] > 0:
-            value = value + 0.5 * _own_pairs(own, scales, chunk_size, present, unbiased, alike)
-    value = value - ops.kernel_sums(real.x, synthetic.x, real.w, synthetic.w, scales, chunk_size)
-    if not unbiased and real_rows is None:
-        # The terms of near-equal samples cancel to a rounding of either sign; the slope stays.
-        value = value + (value.clamp_min(0) - value).detach()
-    if present is None:
-        return value.reshape(sides[0].x.shape[:-2])
-    value = torch.where(present, value, 0.0)
+    real, synthetic = _samples.two_sides(*given, num_groups, scales)
+    form = _Form(scales.to(real.x.dtype), unbiased, real_rows, chunk_size)
+    unit = None
+    if of_data:
+        unit = inverse_median_distance(real.x, real.groups, num_groups, real.weights)
+    if real.groups is None:
+        value = _discrepancy(_as_sets(real), _as_sets(synthetic), unit, form)
+        return value.reshape(real.x.shape[:-2])
+    value, present = _of_groups(real, synthetic, unit, form)
     if reduction == "none":
         return value
     check.check_common_groups(present, "x", "y")
     return value.sum() / (present.sum() if reduction == "mean" else 1)
 
 
-def _own_pairs(
-    side: _Rows,
-    scales: Tensor,
-    chunk_size: int | None,
-    present: Tensor | None,
-    unbiased: bool,
-    alike: bool,
-) -> Tensor:
-    """``E k(x, x') - 1`` of one side, (B,); ``unbiased`` without the pairs of a row with itself."""
-    # Equal samples cancel to the last bit where all three terms are formed alike.
-    twin = (side.x, side.w) if alike else (None, None)
-    term = ops.kernel_sums(side.x, twin[0], side.w, twin[1], scales, chunk_size)
-    if not unbiased:
+def _discrepancy(real: _Rows, synthetic: _Rows, unit: Tensor | None, form: _Form) -> Tensor:
+    """Half the squared MMD of S pairs of sets, (S,); ``unit (S,)`` multiplies the scales."""
+    if unit is not None:
+        unit = unit.to(real.x.dtype).reshape(-1, 1, 1)
+    whole = real.x.shape == synthetic.x.shape
+    few = _first(real, form.real_rows)
+    value = real.x.new_zeros(real.x.shape[0])
+    for own in (few, synthetic):
+        if own.x.shape[1] > 0:
+            value = value + 0.5 * _own_pairs(own, unit, form, whole)
+    value = value - ops.kernel_sums(
+        *(real.x, synthetic.x, real.w, synthetic.w, form.scales, real.centre),
+        unit=unit,
+        chunk_size=form.chunk_size,
+    )
+    if not form.unbiased and form.real_rows is None:
+        # The terms of near-equal samples cancel to a rounding of either sign; the slope stays.
+        value = value + (value.clamp_min(0) - value).detach()
+    return value
+
+
+def _own_pairs(side: _Rows, unit: Tensor | None, form: _Form, whole: bool) -> Tensor:
+    """``E k(x, x') - 1`` of one side, (S,); ``unbiased`` without the pairs of a row with itself."""
+    term = ops.kernel_sums(
+        *(side.x, None, side.w, None, form.scales, side.centre),
+        unit=unit,
+        # Equal samples cancel to the last bit where all three terms are formed alike.
+        whole=whole,
+        chunk_size=form.chunk_size,
+    )
+    if not form.unbiased:
         return term
     share = side.w.square().sum(1)
-    if present is not None:
-        share = torch.where(present, share, 0.0)
-    return term / (1 - share)
-
-
-def _check_pairs(name: str, side: _Rows, present: Tensor | None) -> None:
-    single = side.w.square().sum(1) >= 1
-    single = single if present is None else single & present
+    single = share >= 1
     if check.values_visible(single) and bool(single.any()):
-        raise check.too_few(name)
+        raise check.too_few(side.name)
+    return term / (1 - share)
 
 
 def _first(side: _Rows, rows: int | None) -> _Rows:
     """The first ``rows`` of each set of plain samples; None for all."""
     if rows is None or rows >= side.x.shape[1]:
         return side
-    # Plain samples here, so only an absent group has none of positive weight.
-    return _Rows(side.x[:, :rows], _normalised(side.w[:, :rows]), side.present)
+    return side._replace(x=side.x[:, :rows], w=_normalised(side.w[:, :rows]))
 
 
 def _normalised(w: Tensor) -> Tensor:
@@ -176,54 +183,127 @@ def _normalised(w: Tensor) -> Tensor:
     return w / torch.where(total == 0, 1.0, total)
 
 
-def _centred(x: Samples, y: Samples) -> tuple[_Rows, _Rows]:
-    """Both sides about their common mean, (D,), which has no gradient; any point near would do.
+# ------------------------------------------------------------------------------------------------
+# Sets
+# ------------------------------------------------------------------------------------------------
 
-    Squared distances lose digits far from the origin, and only differences count.
+#: Rows that a set's centre is the median of.
+_CENTRE_ROWS = 9
+
+
+def _as_sets(side: Samples) -> _Rows:
+    """Each batch entry as a set."""
+    x = side.x.reshape(-1, *side.x.shape[-2:])
+    if side.weights is None:
+        return _rows(side.name, x, x.new_ones(x.shape[:2]), None)
+    w = side.weights.reshape(x.shape[:2])
+    return _rows(side.name, x, w, (w == 0).argsort(dim=1, stable=True))
+
+
+def _rows(name: str, x: Tensor, w: Tensor, order: Tensor | None) -> _Rows:
+    """Sets ``x (S, n, D)`` with their centres; ``order (S, n)`` has the absent rows last.
+
+    The centre is in every coordinate the middle one of a few rows: where most rows are close
+    together, so is this, whatever the others hold. Any point near would do.
     """
-    rows = [side.x.reshape(-1, *side.x.shape[-2:]) for side in (x, y)]
-    total = rows[0].detach().sum((0, 1)) + rows[1].detach().sum((0, 1))
-    center = total / (rows[0].shape[0] * (rows[0].shape[1] + rows[1].shape[1]))
-    real, synthetic = (_as_sets(side, v - center) for side, v in zip((x, y), rows, strict=True))
-    return real, synthetic
+    few = torch.arange(_CENTRE_ROWS, device=x.device)
+    if order is None:
+        picked = x.detach()[:, few * x.shape[1] // _CENTRE_ROWS]
+    else:
+        few = few * (w > 0).sum(1, keepdim=True) // _CENTRE_ROWS  # (S, 9)
+        few = order.gather(1, few).unsqueeze(2).expand(-1, -1, x.shape[2])
+        picked = x.detach().gather(1, few)
+    centre = picked.median(1, keepdim=True).values
+    if order is not None:
+        # Not at 0, as absent rows are: that may be far away, where kernels cost more.
+        x = torch.where((w == 0).unsqueeze(2), centre, x)
+    return _Rows(name, x, _normalised(w), centre)
 
 
-def _as_sets(side: Samples, x: Tensor) -> _Rows:
-    w = x.new_ones(x.shape[:2]) if side.weights is None else side.weights.reshape(x.shape[:2])
-    present = None
-    if side.groups is not None and side.num_groups is not None:
-        x, w = _by_group(x[0], w[0], side.groups, side.num_groups)  # (G, n, D), (G, n)
-        present = w.sum(1) > 0
-    return _Rows(x, _normalised(w), present)
+def _of_groups(
+    real: Samples, synthetic: Samples, unit: Tensor | None, form: _Form
+) -> tuple[Tensor, Tensor]:
+    """The value of each group, 0 where one side has no rows, and which groups are there: (G,)."""
+    count = real.num_groups
+    assert count is not None
+    present = (real.weight(torch.float64) > 0) & (synthetic.weight(torch.float64) > 0)
+    sorted_ = [_Sorted.of(side, present) for side in (real, synthetic)]
+    # The only wait for an accelerator.
+    sizes = torch.stack([side.sizes for side in sorted_], 1).tolist()
+    value = real.x.new_zeros(count)
+    for groups in _alike(sizes):
+        index = torch.tensor(groups, device=real.x.device)
+        first, second = (
+            side.sets(index, max(sizes[g][k] for g in groups)) for k, side in enumerate(sorted_)
+        )
+        of_these = _discrepancy(first, second, None if unit is None else unit[index], form)
+        value = value.index_add(0, index, of_these)
+    return value, present
+
+
+def _alike(sizes: list[list[int]]) -> list[list[int]]:
+    """Groups whose sizes are alike, so that padding them costs a few times the rows there are."""
+    largest = [max(column) for column in zip(*sizes, strict=True)]
+    found: dict[tuple[int, ...], list[int]] = {}
+    for g, pair in enumerate(sizes):
+        if min(pair) > 0:
+            # Halvings of the largest; the smallest groups cost little whatever they hold.
+            key = (m // max(size, min(m, 4)) for size, m in zip(pair, largest, strict=True))
+            found.setdefault(tuple(k.bit_length() for k in key), []).append(g)
+    return list(found.values())
+
+
+class _Sorted(NamedTuple):
+    """Samples in the order of their groups."""
+
+    samples: Samples
+    w: Tensor  # (N,)
+    order: Tensor  # (N,)
+    sizes: Tensor  # (G,)
+    start: Tensor  # (G,)
+
+    @classmethod
+    def of(cls, samples: Samples, present: Tensor) -> _Sorted:
+        """Rows of weight 0 and of groups without a counterpart are left out."""
+        x, groups, count = samples.x, samples.groups, samples.num_groups
+        assert groups is not None
+        assert count is not None
+        w = x.new_ones(len(x)) if samples.weights is None else samples.weights
+        groups = torch.where((w > 0) & present[groups], groups, count)
+        # Not `bincount`: its own look at the values would be a second wait for an accelerator.
+        sizes = groups.new_zeros(count + 1).index_add(0, groups, torch.ones_like(groups))[:count]
+        return cls(
+            samples, w, torch.argsort(groups, stable=True), sizes, torch.cumsum(sizes, 0) - sizes
+        )
+
+    def sets(self, groups: Tensor, longest: int) -> _Rows:
+        """Some groups as ``(S, n, D)``, padded with rows of their own of weight 0."""
+        sizes = self.sizes[groups].unsqueeze(1)
+        slot = torch.arange(longest, device=groups.device)
+        rows = self.order[self.start[groups].unsqueeze(1) + torch.minimum(slot, sizes - 1)]
+        w = torch.where(slot < sizes, self.w[rows], 0.0)
+        order = slot.expand(len(groups), -1)
+        return _rows(self.samples.name, self.samples.x[rows], w, order)
+
+
+# ------------------------------------------------------------------------------------------------
+# Scales
+# ------------------------------------------------------------------------------------------------
 
 
 def _as_scales(scale: object, x: Tensor) -> Tensor:
-    """``(K, D)`` scales from a number, ``(D,)`` or ``(K, D)``."""
+    """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed."""
     dim = x.shape[-1]
     if not isinstance(scale, Tensor):
         dtype = _samples.compute_dtype(x)
-        return x.new_full((1, dim), check.check_positive(scale, "scale", dtype), dtype=dtype)
+        return x.new_full((1, 1), check.check_positive(scale, "scale", dtype), dtype=dtype)
     scale = check.check_floating(scale, "scale")
     check.check_device(scale, "scale", x.device)
     if scale.ndim == 0:
-        return scale.expand(1, dim)
-    if scale.ndim == 2 and scale.shape[-1] == 1:
-        scale = scale.expand(-1, dim)
-    if scale.ndim > 2 or scale.shape[-1] != dim or scale.shape[0] == 0:
+        return scale.reshape(1, 1)
+    isotropic = scale.ndim == 2 and scale.shape[1] == 1
+    if scale.ndim > 2 or scale.shape[0] == 0 or not (isotropic or scale.shape[-1] == dim):
         raise ValueError(
             f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got {check.describe(scale)}"
         )
     return scale.unsqueeze(0) if scale.ndim == 1 else scale
-
-
-def _by_group(x: Tensor, w: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rows sorted into ``(G, n, D)``, padded to the largest group with weight 0."""
-    # Not `bincount`: its own look at the values would be a second wait for an accelerator.
-    sizes = groups.new_zeros(count).index_add(0, groups, torch.ones_like(groups))
-    order = torch.argsort(groups, stable=True)
-    longest = int(sizes.max())
-    start = torch.cumsum(sizes, 0) - sizes
-    slot = torch.arange(longest, device=x.device)
-    valid = slot < sizes.unsqueeze(1)  # (G, n)
-    rows = order[(start.unsqueeze(1) + slot).clamp_max(len(groups) - 1)]
-    return x[rows], torch.where(valid, w[rows], 0.0)
