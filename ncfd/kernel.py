@@ -9,14 +9,17 @@ dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ncfd import _samples, ops
 from ncfd import _validation as check
 from ncfd._median import inverse_median_distance
+from ncfd._normal import NormalLaw, normal_law
 from ncfd._samples import Given, Samples
 
 __all__ = ["gaussian_ncfd"]
@@ -41,7 +44,7 @@ class _Form(NamedTuple):
 
 
 def gaussian_ncfd(
-    x: Tensor,
+    x: Tensor | Distribution,
     y: Tensor,
     scale: float | Tensor | str = 1.0,
     *,
@@ -61,13 +64,22 @@ def gaussian_ncfd(
         \mathbb E_{t\sim N(0,\mathrm{diag}\,\sigma^2)}\, \tfrac12|\varphi_x(t)-\varphi_y(t)|^2
         = \tfrac12\,\mathrm{MMD}^2_k,\qquad k(a,b) = e^{-\frac12|\sigma\odot(a-b)|^2}
 
+    Of a normal law for ``x`` it is the statistic of Henze and Zirkler (BHEP) for samples ``y``,
+    divided by 2M.
+
     The limit of ``ncfd_loss(x, y, t, squared=True)`` as F grows: no frequency noise, and cheaper
     whenever there are fewer synthetic samples than frequencies. Costs ``(N + M)²`` kernel values,
-    formed in blocks: memory is linear in the samples. Nearly all of them are pairs of real samples
-    where there are many; ``real_rows`` spares these, which the synthetic samples do not feel.
+    formed in blocks: memory is linear in the samples. With groups it is the sum of that over them,
+    whatever their sizes. Nearly all values are pairs of real samples where there are many;
+    ``real_rows`` spares these, which the synthetic samples do not feel. Rows may lie anywhere: only
+    differences count, in rounding too. Sets with rows at several places many times 1/σ apart cost up to ten
+    times as much, and so do second derivatives of such sets, and ``torch.func`` transforms.
 
     Args:
-        x: real samples ``(*, N, D)``.
+        x: real samples ``(*, N, D)``, or a normal law as a :mod:`torch.distributions` object:
+            Normal, Independent of it, MultivariateNormal, LowRankMultivariateNormal, with D
+            elements in one event and batch shape ``()``, ``*``, or ``(G,)`` with ``y_groups``
+            alone; differentiable in its parameters.
         y: synthetic samples ``(*, M, D)``.
         scale: σ, the standard deviation of the frequencies, in radians per unit of ``x``: a
             number, ``(D,)``, or ``(K, D)`` or ``(K, 1)`` for the equal mixture of K normals,
@@ -109,27 +121,79 @@ def gaussian_ncfd(
     check.check_flag(unbiased, "unbiased")
     check.check_reduction(reduction)
     check.check_chunk_size(chunk_size)
-    given = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
-    x = check.check_samples(x, "x")
-    of_data = isinstance(scale, str)
-    if of_data and scale != "median":
-        raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
-    scales = _as_scales(1.0 if of_data else scale, x)
-    if real_rows is not None:
-        check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
-    real, synthetic = _samples.two_sides(*given, num_groups, scales)
-    form = _Form(scales.to(real.x.dtype), unbiased, real_rows, chunk_size)
-    unit = None
-    if of_data:
-        unit = inverse_median_distance(real.x, real.groups, num_groups, real.weights)
-    if real.groups is None:
-        value = _discrepancy(_as_sets(real), _as_sets(synthetic), unit, form)
-        return value.reshape(real.x.shape[:-2])
-    value, present = _of_groups(real, synthetic, unit, form)
-    if reduction == "none":
+    real, synthetic = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
+    if isinstance(x, Distribution):
+        if real_rows is not None or isinstance(scale, str):
+            raise ValueError('real_rows and scale="median" are of samples, but x is a Distribution')
+        scales = _as_scales(scale, check.check_samples(y, "y"))
+        form = _Form(scales, unbiased, None, chunk_size)
+        value, present = _beside_law(x, real, synthetic, num_groups, form)
+    else:
+        of_data = isinstance(scale, str)
+        if of_data and scale != "median":
+            raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
+        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"))
+        if real_rows is not None:
+            check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
+        sides = _samples.two_sides(real, synthetic, num_groups, scales)
+        form = _Form(scales.to(sides[0].x.dtype), unbiased, real_rows, chunk_size)
+        value, present = _between_samples(*sides, of_data, form)
+    if present is None or reduction == "none":
         return value
     check.check_common_groups(present, "x", "y")
     return value.sum() / (present.sum() if reduction == "mean" else 1)
+
+
+def _between_samples(
+    real: Samples, synthetic: Samples, of_data: bool, form: _Form
+) -> tuple[Tensor, Tensor | None]:
+    """The value, ``*`` or (G,), and which groups are there."""
+    unit = None
+    if of_data:
+        unit = inverse_median_distance(real.x, real.groups, real.num_groups, real.weights)
+    if real.groups is None:
+        value = _discrepancy(_as_sets(real), _as_sets(synthetic), unit, form)
+        return value.reshape(real.x.shape[:-2]), None
+    return _of_groups(
+        [real, synthetic],
+        lambda sets, groups: _discrepancy(
+            sets[0], sets[1], None if unit is None else unit[groups], form
+        ),
+    )
+
+
+def _beside_law(
+    law: Distribution, real: Given, synthetic: Given, num_groups: int | None, form: _Form
+) -> tuple[Tensor, Tensor | None]:
+    """The same with a normal law for x."""
+    samples = _samples.beside_law(real, synthetic, num_groups, form.scales)
+    y, G = samples.x, samples.num_groups
+    form = form._replace(scales=form.scales.to(y.dtype))
+    batch = tuple(y.shape[:-2]) if G is None else (G,)
+    normal = normal_law(law, real.name, batch, y)
+    if G is not None:
+        return _of_groups(
+            [samples], lambda sets, groups: _from_law(normal.of(groups), sets[0], form)
+        )
+    return _from_law(normal, _as_sets(samples), form).reshape(batch), None
+
+
+def _from_law(law: NormalLaw, rows: _Rows, form: _Form) -> Tensor:
+    """Half the squared MMD of S sets from normal laws, (S,)."""
+    y, w = rows.x.to(law.mean.dtype), rows.w.to(law.mean.dtype)
+    total = y.new_zeros(len(y))
+    with ops.full_precision(y):
+        for scale in form.scales.to(y.dtype):
+            own, cross = law.less_one(y, scale)
+            total = total + 0.5 * own - (w * cross).sum(1)
+    value = (total / len(form.scales)).to(rows.x.dtype)
+    value = value + 0.5 * _own_pairs(rows, None, form, False)
+    return value if form.unbiased else _not_negative(value)
+
+
+def _not_negative(value: Tensor) -> Tensor:
+    """Terms of near-equal samples cancel to a rounding of either sign; the slope stays."""
+    return value + (value.clamp_min(0) - value).detach()
 
 
 def _discrepancy(real: _Rows, synthetic: _Rows, unit: Tensor | None, form: _Form) -> Tensor:
@@ -148,8 +212,7 @@ def _discrepancy(real: _Rows, synthetic: _Rows, unit: Tensor | None, form: _Form
         chunk_size=form.chunk_size,
     )
     if not form.unbiased and form.real_rows is None:
-        # The terms of near-equal samples cancel to a rounding of either sign; the slope stays.
-        value = value + (value.clamp_min(0) - value).detach()
+        return _not_negative(value)
     return value
 
 
@@ -194,50 +257,48 @@ _CENTRE_ROWS = 9
 def _as_sets(side: Samples) -> _Rows:
     """Each batch entry as a set."""
     x = side.x.reshape(-1, *side.x.shape[-2:])
-    if side.weights is None:
-        return _rows(side.name, x, x.new_ones(x.shape[:2]), None)
-    w = side.weights.reshape(x.shape[:2])
-    return _rows(side.name, x, w, (w == 0).argsort(dim=1, stable=True))
+    if side.weights is not None:
+        w = side.weights.reshape(x.shape[:2])
+        return _padded(side.name, x, w, (w == 0).argsort(dim=1, stable=True))
+    n = x.shape[1]
+    few = x.detach()[:, :: max(1, n // _CENTRE_ROWS)][:, :_CENTRE_ROWS]
+    return _Rows(side.name, x, x.new_full(x.shape[:2], 1 / n), _middle(few))
 
 
-def _rows(name: str, x: Tensor, w: Tensor, order: Tensor | None) -> _Rows:
-    """Sets ``x (S, n, D)`` with their centres; ``order (S, n)`` has the absent rows last.
+def _middle(few: Tensor) -> Tensor:
+    """In every coordinate the middle one of a few rows.
 
-    The centre is in every coordinate the middle one of a few rows: where most rows are close
-    together, so is this, whatever the others hold. Any point near would do.
+    Where most rows are close together, so is this, whatever the others hold. Any point near would
+    do.
     """
-    few = torch.arange(_CENTRE_ROWS, device=x.device)
-    if order is None:
-        picked = x.detach()[:, few * x.shape[1] // _CENTRE_ROWS]
-    else:
-        few = few * (w > 0).sum(1, keepdim=True) // _CENTRE_ROWS  # (S, 9)
-        few = order.gather(1, few).unsqueeze(2).expand(-1, -1, x.shape[2])
-        picked = x.detach().gather(1, few)
-    centre = picked.median(1, keepdim=True).values
-    if order is not None:
-        # Not at 0, as absent rows are: that may be far away, where kernels cost more.
-        x = torch.where((w == 0).unsqueeze(2), centre, x)
-    return _Rows(name, x, _normalised(w), centre)
+    return few.kthvalue(few.shape[1] // 2 + 1, 1, keepdim=True).values  # faster than the median
+
+
+def _padded(name: str, x: Tensor, w: Tensor, order: Tensor) -> _Rows:
+    """Sets ``x (S, n, D)`` some of whose rows are absent; ``order (S, n)`` has these last."""
+    few = torch.arange(_CENTRE_ROWS, device=x.device) * (w > 0).sum(1, keepdim=True)  # (S, 9)
+    few = order.gather(1, few // _CENTRE_ROWS).unsqueeze(2).expand(-1, -1, x.shape[2])
+    centre = _middle(x.detach().gather(1, few))
+    # Not at 0, where absent rows are: that may be far away, where kernels cost more.
+    return _Rows(name, torch.where((w == 0).unsqueeze(2), centre, x), _normalised(w), centre)
 
 
 def _of_groups(
-    real: Samples, synthetic: Samples, unit: Tensor | None, form: _Form
+    sides: list[Samples], value_of: Callable[[list[_Rows], Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The value of each group, 0 where one side has no rows, and which groups are there: (G,)."""
-    count = real.num_groups
+    """The value of each group, 0 where a side has no rows, and which groups are there: (G,)."""
+    count, x = sides[0].num_groups, sides[0].x
     assert count is not None
-    present = (real.weight(torch.float64) > 0) & (synthetic.weight(torch.float64) > 0)
-    sorted_ = [_Sorted.of(side, present) for side in (real, synthetic)]
+    present = torch.stack([side.weight(torch.float32) > 0 for side in sides]).all(0)
+    in_order = [_Sorted.of(side, present) for side in sides]
     # The only wait for an accelerator.
-    sizes = torch.stack([side.sizes for side in sorted_], 1).tolist()
-    value = real.x.new_zeros(count)
+    sizes = torch.stack([side.sizes for side in in_order], 1).tolist()
+    value = x.new_zeros(count)
     for groups in _alike(sizes):
-        index = torch.tensor(groups, device=real.x.device)
-        first, second = (
-            side.sets(index, max(sizes[g][k] for g in groups)) for k, side in enumerate(sorted_)
-        )
-        of_these = _discrepancy(first, second, None if unit is None else unit[index], form)
-        value = value.index_add(0, index, of_these)
+        index = torch.tensor(groups, device=x.device)
+        longest = [max(sizes[g][k] for g in groups) for k in range(len(sides))]
+        sets = [side.sets(index, n) for side, n in zip(in_order, longest, strict=True)]
+        value = value.index_add(0, index, value_of(sets, index))
     return value, present
 
 
@@ -283,7 +344,7 @@ class _Sorted(NamedTuple):
         rows = self.order[self.start[groups].unsqueeze(1) + torch.minimum(slot, sizes - 1)]
         w = torch.where(slot < sizes, self.w[rows], 0.0)
         order = slot.expand(len(groups), -1)
-        return _rows(self.samples.name, self.samples.x[rows], w, order)
+        return _padded(self.samples.name, self.samples.x[rows], w, order)
 
 
 # ------------------------------------------------------------------------------------------------

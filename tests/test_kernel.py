@@ -5,9 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.integrate
+import scipy.stats
 import torch
 from strategies import normal
 from torch import Tensor
+from torch.autograd import gradcheck
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Laplace,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+)
 
 from ncfd import ops
 from ncfd.functional import gaussian_ncfd
@@ -273,3 +284,185 @@ def test_duplicates_count_in_many_dimensions() -> None:
     x = normal(8, 60, 2000, dtype=torch.float32)
     y = x[:30] + 0.005 * normal(9, 30, 2000, dtype=torch.float32)
     assert_exact(x, y, torch.ones(1, 1))
+
+
+# --- unequal groups ---------------------------------------------------------------------------
+
+
+def test_the_cost_of_groups_follows_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One of 300 rows and 199 of 4: padded to the largest these would be 18 million kernel values.
+    sizes = torch.tensor([300] + 199 * [4])
+    groups = torch.arange(200).repeat_interleave(sizes)
+    x, y = normal(1, len(groups), D), normal(2, len(groups), D) + 0.3
+    counted = []
+    inner = torch.bmm
+
+    def bmm(a: Tensor, b: Tensor, **out: Any) -> Tensor:
+        counted.append(a.shape[0] * a.shape[1] * b.shape[2])
+        return inner(a, b, **out)
+
+    monkeypatch.setattr(torch, "bmm", bmm)
+    options = {"x_groups": groups, "num_groups": 200, "reduction": "none"}
+    value = gaussian_ncfd(x, y, y_groups=groups, **options)
+    pairs = int(sizes.square().sum())
+    assert sum(counted) < 4 * pairs
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    shuffled = gaussian_ncfd(x, y[order], y_groups=groups[order], **options)
+    torch.testing.assert_close(shuffled, value)
+    for g in (0, 1, 57, 199):
+        wanted, _ = exact(x[groups == g], y[groups == g])
+        assert value[g].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_groups_of_all_sizes_are_a_loop() -> None:
+    sizes = [torch.tensor([1, 2, 40, 0, 7, 3, 90, 5]), torch.tensor([30, 1, 1, 4, 0, 60, 9, 6])]
+    labels = [torch.arange(8).repeat_interleave(n) for n in sizes]
+    x, y = (normal(k, len(label), D) for k, label in enumerate(labels))
+    x[5] += 1e5
+    leaves = [x.requires_grad_(), y.requires_grad_()]
+    value = gaussian_ncfd(
+        x, y, x_groups=labels[0], y_groups=labels[1], num_groups=8, reduction="none"
+    )
+    slopes = torch.autograd.grad(value.sum(), leaves)
+    for g in range(8):
+        i, j = labels[0] == g, labels[1] == g
+        if g in (3, 4):
+            assert value[g] == 0
+            continue
+        wanted, (of_x, of_y, *_) = exact(x[i], y[j])
+        assert value[g].item() == pytest.approx(wanted, rel=1e-9)
+        np.testing.assert_allclose(slopes[0][i], of_x, atol=1e-12)
+        np.testing.assert_allclose(slopes[1][j], of_y, atol=1e-12)
+
+
+# --- a known normal law -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.41, 5.0])
+def test_a_standard_normal_gives_henze_and_zirklers_statistic(beta: float) -> None:
+    y = normal(1, 30, 4)
+    z = y.numpy()
+    n, d = z.shape
+    between = ((z[:, None] - z[None]) ** 2).sum(2)
+    alone = (z**2).sum(1)
+    statistic = n * (
+        np.exp(-0.5 * beta**2 * between).mean()
+        - 2 * (1 + beta**2) ** (-d / 2) * np.exp(-0.5 * beta**2 / (1 + beta**2) * alone).mean()
+        + (1 + 2 * beta**2) ** (-d / 2)
+    )
+    for law in (
+        MultivariateNormal(torch.zeros(4), torch.eye(4)),
+        Independent(Normal(torch.zeros(4), torch.ones(4)), 1),
+        LowRankMultivariateNormal(torch.zeros(4), torch.zeros(4, 1), torch.ones(4)),
+    ):
+        value = gaussian_ncfd(law, y, beta)
+        assert value.dtype == torch.float64
+        assert 2 * n * value.item() == pytest.approx(statistic, rel=1e-6)
+        pairs = (np.exp(-0.5 * beta**2 * between).sum() - n) / (n * (n - 1))
+        unbiased = 0.5 * statistic / n + 0.5 * (pairs - np.exp(-0.5 * beta**2 * between).mean())
+        found = gaussian_ncfd(law, y, beta, unbiased=True).item()
+        assert found == pytest.approx(unbiased, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.7])
+def test_a_normal_law_is_the_integral_over_frequencies(scale: float) -> None:
+    y, w = normal(1, 12, 1), 1 + normal(2, 12).abs()
+    loc, sigma = 0.4, 1.7
+    p = (w / w.sum()).numpy()
+
+    def integrand(t: float) -> float:
+        gap = (
+            np.exp(1j * t * loc - 0.5 * (sigma * t) ** 2)
+            - (p * np.exp(1j * t * y[:, 0].numpy())).sum()
+        )
+        return 0.5 * abs(gap) ** 2 * scipy.stats.norm.pdf(t, scale=scale)
+
+    wanted, _ = scipy.integrate.quad(integrand, -12 * scale, 12 * scale, epsabs=0, epsrel=1e-10)
+    law = Normal(*torch.tensor([loc, sigma], dtype=torch.float64))
+    value = gaussian_ncfd(law, y, scale, y_weights=w)
+    assert value.item() == pytest.approx(wanted, rel=1e-8)
+    close = gaussian_ncfd(law, y.float(), scale, y_weights=w.float())
+    assert close.item() == pytest.approx(wanted, rel=1e-4, abs=2e-7)
+
+
+def laws(count: int) -> tuple[Tensor, Tensor]:
+    root = 0.3 * normal(3, count, D, D) + torch.eye(D, dtype=torch.float64)
+    return normal(4, count, D), root.tril()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_law_for_each_group_and_batch_entry(dense: bool) -> None:
+    mean, root = laws(3)
+
+    def law(mean: Tensor, root: Tensor) -> Distribution:
+        if dense:
+            return MultivariateNormal(mean, scale_tril=root)
+        return Independent(Normal(mean, root.diagonal(dim1=-2, dim2=-1).abs()), 1)
+
+    y = normal(5, 3, 6, D)
+    scale = torch.tensor([[0.5, 1.0, 0.2], [2.0, 0.3, 0.7]], dtype=torch.float64)
+    alone = torch.stack([gaussian_ncfd(law(mean[g], root[g]), y[g], scale) for g in range(3)])
+    torch.testing.assert_close(gaussian_ncfd(law(mean, root), y, scale), alone)
+    groups = torch.arange(3).repeat_interleave(6)
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    value = gaussian_ncfd(
+        law(mean, root),
+        y.flatten(0, 1)[order],
+        scale,
+        y_groups=groups[order],
+        num_groups=3,
+        reduction="none",
+    )
+    torch.testing.assert_close(value, alone)
+    one = gaussian_ncfd(
+        law(mean[0], root[0]), y[0], scale, y_groups=torch.zeros(6).long(), num_groups=2
+    )
+    torch.testing.assert_close(one, alone[0])
+    # The two components in NumPy, by the inverse and the determinant.
+    covariance = law(mean[1], root[1])
+    covariance = (root[1] @ root[1].T if dense else covariance.variance.diag()).numpy()
+    gap, rows = (y[1] - mean[1]).numpy(), y[1].numpy()
+    wanted = 0.0
+    for s in scale.numpy():
+        C, unit = np.diag(s) @ covariance @ np.diag(s), np.eye(D)
+        inverse = np.diag(s) @ np.linalg.inv(unit + C) @ np.diag(s)
+        cross = np.exp(-0.5 * np.einsum("nd,de,ne->n", gap, inverse, gap)).mean()
+        own = np.exp(-0.5 * ((s * (rows[:, None] - rows)) ** 2).sum(2)).mean()
+        wanted += 0.5 * np.linalg.det(unit + 2 * C) ** -0.5 + 0.5 * own
+        wanted -= cross * np.linalg.det(unit + C) ** -0.5
+    assert alone[1].item() == pytest.approx(wanted / 2, rel=1e-9)
+    leaves = [v.clone().requires_grad_() for v in (mean[0], root[0], y[0], scale)]
+    assert gradcheck(lambda m, r, y, s: gaussian_ncfd(law(m, r.tril()), y, s), leaves)
+
+
+def test_a_law_far_away_in_float32() -> None:
+    y = normal(1, 30, D, dtype=torch.float32) + 1e6
+    law = MultivariateNormal(torch.full((D,), 1e6), torch.eye(D))
+    wanted = gaussian_ncfd(
+        MultivariateNormal(torch.zeros(D), torch.eye(D)), y.double() - 1e6, 0.7
+    ).item()
+    assert gaussian_ncfd(law, y, 0.7).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_laws_are_checked() -> None:
+    y = normal(1, 6, D)
+    law = MultivariateNormal(torch.zeros(D), torch.eye(D))
+    for error, message, call in (
+        (
+            TypeError,
+            "x must be samples or a normal law",
+            lambda: gaussian_ncfd(Laplace(0.0, 1.0), y[:, :1]),
+        ),
+        (ValueError, "x must be a law of 3 features", lambda: gaussian_ncfd(Normal(0.0, 1.0), y)),
+        (ValueError, r"batch shape \(2,\)", lambda: gaussian_ncfd(law.expand((2,)), y)),
+        (
+            ValueError,
+            "x_weights describes samples",
+            lambda: gaussian_ncfd(law, y, x_weights=y[:, 0]),
+        ),
+        (ValueError, "real_rows", lambda: gaussian_ncfd(law, y, real_rows=3)),
+        (ValueError, "median", lambda: gaussian_ncfd(law, y, "median")),
+        (ValueError, "two samples", lambda: gaussian_ncfd(law, y[:1], unbiased=True)),
+    ):
+        with pytest.raises(error, match=message):
+            call()

@@ -19,6 +19,7 @@ from ncfd.ops import _operator
 from ncfd.ops._budget import BUDGET
 from ncfd.ops._kernel_blocks import (
     Block,
+    Kept,
     Needs,
     Pairs,
     backward,
@@ -91,8 +92,9 @@ class _PairSums(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and pairs.chunk_size is None and size <= BUDGET["pairs"]
         with full_precision(x):
             value, kept = forward(pairs, keep)
-        ctx.save_for_backward(*pairs[:7], *(block.values for block in kept))
-        ctx.apart = [block.apart for block in kept]
+        ctx.save_for_backward(*pairs[:7], *(block.values for block in kept.blocks))
+        ctx.apart = [block.apart for block in kept.blocks]
+        ctx.reach = kept.reach
         ctx.rest = pairs[7:]
         return value
 
@@ -102,9 +104,9 @@ class _PairSums(torch.autograd.Function):
         needs = Needs(*ctx.needs_input_grad[:5])
         if torch.is_grad_enabled() or is_batched(grad):
             return (*_differentiable(pairs, grad, needs), *(None,) * 4)
-        kept = [Block(*parts) for parts in zip(ctx.saved_tensors[7:], ctx.apart, strict=True)]
+        blocks = [Block(*parts) for parts in zip(ctx.saved_tensors[7:], ctx.apart, strict=True)]
         with full_precision(pairs.x):
-            return (*backward(pairs, grad, kept, needs), *(None,) * 4)
+            return (*backward(pairs, grad, Kept(blocks, ctx.reach), needs), *(None,) * 4)
 
 
 def _differentiable(pairs: Pairs, grad: Tensor, needs: Needs) -> tuple[Tensor | None, ...]:
@@ -165,7 +167,7 @@ def pair_sums_backward(
     """The gradients of the first five tensors; an empty one where not needed."""
     pairs = Pairs(x, y, w_x, w_y, scale, unit, centre, whole, chunk_size)
     with full_precision(x):
-        found = backward(pairs, grad, [], Needs(*needs))
+        found = backward(pairs, grad, Kept([], []), Needs(*needs))
     return [x.new_empty(0) if v is None else v for v in found]
 
 
