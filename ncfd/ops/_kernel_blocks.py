@@ -173,12 +173,15 @@ class Kernel:
             )
             inexact = ~(values < bound)  # where the product overflows, too
             if pairs.y is None:
-                diagonal(values, rows, columns).zero_()
-                diagonal(inexact, rows, columns).zero_()
+                own = diagonal(inexact, rows, columns)
+                diagonal(values, rows, columns).masked_fill_(own, 0)
+                own.zero_()
             found = inexact.flatten(1).any(1).nonzero().squeeze(1)
             if len(found) > 0:
                 apart = found
-                values[apart] = self._by_differences(rows, columns, apart)
+                # Only these pairs: equal samples cancel where each pair is formed alike everywhere.
+                exact = self._by_differences(rows, columns, apart)
+                values[apart] = torch.where(inexact[apart], exact, values[apart])
         return Block(less_one(values) if self.shape.factors is None else values, apart)
 
     def _by_differences(self, rows: slice, columns: slice, sets: Tensor) -> Tensor:
