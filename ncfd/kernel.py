@@ -72,8 +72,8 @@ def gaussian_ncfd(
     formed in blocks: memory is linear in the samples. With groups it is the sum of that over them,
     whatever their sizes. Nearly all values are pairs of real samples where there are many;
     ``real_rows`` spares these, which the synthetic samples do not feel. Rows may lie anywhere: only
-    differences count, in rounding too. Sets with rows at several places many times 1/σ apart cost up to ten
-    times as much, and so do second derivatives of such sets, and ``torch.func`` transforms.
+    differences count, in rounding too. Sets with rows at several places many times 1/σ apart cost
+    up to ten times as much, and so do their second derivatives, and ``torch.func`` transforms.
 
     Args:
         x: real samples ``(*, N, D)``, or a normal law as a :mod:`torch.distributions` object:
