@@ -160,6 +160,13 @@ def two_sides(
     return _described(real, x, num_groups, dtype), _described(synthetic, y, num_groups, dtype)
 
 
+def beside_law(law: Given, synthetic: Given, num_groups: int | None, scale: Tensor) -> Samples:
+    """The samples that stand beside a law, in the dtype of them and of the scale."""
+    refuse_description(law)
+    y = _rows(synthetic, False)
+    return _described(synthetic, y, num_groups, compute_dtype(y, scale))
+
+
 def _matching_rows(real: Given, synthetic: Given, part: bool) -> tuple[Tensor, Tensor]:
     y = _rows(synthetic, part)
     x = _rows(real, part)

@@ -9,28 +9,42 @@ dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ncfd import _samples, ops
 from ncfd import _validation as check
+from ncfd._median import inverse_median_distance
+from ncfd._normal import NormalLaw, normal_law
 from ncfd._samples import Given, Samples
 
 __all__ = ["gaussian_ncfd"]
 
 
 class _Rows(NamedTuple):
-    """One side as ``B`` sets of samples: batch entries or groups, the latter padded."""
+    """One side as S sets of samples: batch entries, or groups of about one size, padded."""
 
-    x: Tensor  # (B, N, D)
-    w: Tensor  # (B, N), adding up to 1, or 0 in an absent group
-    present: Tensor | None  # (G,), or None without groups
+    name: str
+    x: Tensor  # (S, n, D)
+    w: Tensor  # (S, n), adding up to 1, or all 0 in an absent group
+    centre: Tensor  # (S, 1, D)
+
+
+class _Form(NamedTuple):
+    """The options of every sum over pairs."""
+
+    scales: Tensor  # (K, D) or (K, 1)
+    unbiased: bool
+    real_rows: int | None
+    chunk_size: int | None
 
 
 def gaussian_ncfd(
-    x: Tensor,
+    x: Tensor | Distribution,
     y: Tensor,
     scale: float | Tensor | str = 1.0,
     *,
@@ -50,13 +64,22 @@ def gaussian_ncfd(
         \mathbb E_{t\sim N(0,\mathrm{diag}\,\sigma^2)}\, \tfrac12|\varphi_x(t)-\varphi_y(t)|^2
         = \tfrac12\,\mathrm{MMD}^2_k,\qquad k(a,b) = e^{-\frac12|\sigma\odot(a-b)|^2}
 
+    Of a normal law for ``x`` it is the statistic of Henze and Zirkler (BHEP) for samples ``y``,
+    divided by 2M.
+
     The limit of ``ncfd_loss(x, y, t, squared=True)`` as F grows: no frequency noise, and cheaper
     whenever there are fewer synthetic samples than frequencies. Costs ``(N + M)²`` kernel values,
-    formed in blocks: memory is linear in the samples. Nearly all of them are pairs of real samples
-    where there are many; ``real_rows`` spares these, which the synthetic samples do not feel.
+    formed in blocks: memory is linear in the samples. With groups it is the sum of that over them,
+    whatever their sizes. Nearly all values are pairs of real samples where there are many;
+    ``real_rows`` spares these, which the synthetic samples do not feel. Rows may lie anywhere: only
+    differences count, in rounding too. Sets with rows at several places many times 1/σ apart cost
+    up to ten times as much, and so do their second derivatives, and ``torch.func`` transforms.
 
     Args:
-        x: real samples ``(*, N, D)``.
+        x: real samples ``(*, N, D)``, or a normal law as a :mod:`torch.distributions` object:
+            Normal, Independent of it, MultivariateNormal, LowRankMultivariateNormal, with D
+            elements in one event and batch shape ``()``, ``*``, or ``(G,)`` with ``y_groups``
+            alone; differentiable in its parameters.
         y: synthetic samples ``(*, M, D)``.
         scale: σ, the standard deviation of the frequencies, in radians per unit of ``x``: a
             number, ``(D,)``, or ``(K, D)`` or ``(K, 1)`` for the equal mixture of K normals,
@@ -98,77 +121,124 @@ def gaussian_ncfd(
     check.check_flag(unbiased, "unbiased")
     check.check_reduction(reduction)
     check.check_chunk_size(chunk_size)
-    given = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
-    x = check.check_samples(x, "x")
-    if isinstance(scale, str):
-        if scale != "median":
+    real, synthetic = Given("x", x, x_weights, x_groups), Given("y", y, y_weights, y_groups)
+    if isinstance(x, Distribution):
+        if real_rows is not None or isinstance(scale, str):
+            raise ValueError('real_rows and scale="median" are of samples, but x is a Distribution')
+        scales = _as_scales(scale, check.check_samples(y, "y"))
+        form = _Form(scales, unbiased, None, chunk_size)
+        value, present = _beside_law(x, real, synthetic, num_groups, form)
+    else:
+        of_data = isinstance(scale, str)
+        if of_data and scale != "median":
             raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
-        given, scale = _samples.in_unit_of_real(*given, num_groups, None), 1.0
-    scales = _as_scales(scale, x)
-    if real_rows is not None:
-        check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
-    sides = _samples.two_sides(*given, num_groups, scales)
-    real, synthetic = _centred(*sides)
-    present = None
-    if real.present is not None and synthetic.present is not None:
-        present = real.present & synthetic.present
-    if unbiased:
-        for side, rows in zip(given, (real, synthetic), strict=True):
-            _check_pairs(side.name, rows, present)
-
-    scales = scales.to(real.x.dtype)
-    few = _first(real, real_rows)
-    value = real.x.new_zeros(real.x.shape[0])
-    alike = real.x.shape == synthetic.x.shape
-    for own in (few, synthetic):
-        if own.x.shape[1] > 0:
-            value = value + 0.5 * _own_pairs(own, scales, chunk_size, present, unbiased, alike)
-    value = value - ops.kernel_sums(real.x, synthetic.x, real.w, synthetic.w, scales, chunk_size)
-    if not unbiased and real_rows is None:
-        # The terms of near-equal samples cancel to a rounding of either sign; the slope stays.
-        value = value + (value.clamp_min(0) - value).detach()
-    if present is None:
-        return value.reshape(sides[0].x.shape[:-2])
-    value = torch.where(present, value, 0.0)
-    if reduction == "none":
+        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"))
+        if real_rows is not None:
+            check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
+        sides = _samples.two_sides(real, synthetic, num_groups, scales)
+        form = _Form(scales.to(sides[0].x.dtype), unbiased, real_rows, chunk_size)
+        value, present = _between_samples(*sides, of_data, form)
+    if present is None or reduction == "none":
         return value
     check.check_common_groups(present, "x", "y")
     return value.sum() / (present.sum() if reduction == "mean" else 1)
 
 
-def _own_pairs(
-    side: _Rows,
-    scales: Tensor,
-    chunk_size: int | None,
-    present: Tensor | None,
-    unbiased: bool,
-    alike: bool,
-) -> Tensor:
-    """``E k(x, x') - 1`` of one side, (B,); ``unbiased`` without the pairs of a row with itself."""
-    # Equal samples cancel to the last bit where all three terms are formed alike.
-    twin = (side.x, side.w) if alike else (None, None)
-    term = ops.kernel_sums(side.x, twin[0], side.w, twin[1], scales, chunk_size)
-    if not unbiased:
+def _between_samples(
+    real: Samples, synthetic: Samples, of_data: bool, form: _Form
+) -> tuple[Tensor, Tensor | None]:
+    """The value, ``*`` or (G,), and which groups are there."""
+    unit = None
+    if of_data:
+        unit = inverse_median_distance(real.x, real.groups, real.num_groups, real.weights)
+    if real.groups is None:
+        value = _discrepancy(_as_sets(real), _as_sets(synthetic), unit, form)
+        return value.reshape(real.x.shape[:-2]), None
+    return _of_groups(
+        [real, synthetic],
+        lambda sets, groups: _discrepancy(
+            sets[0], sets[1], None if unit is None else unit[groups], form
+        ),
+    )
+
+
+def _beside_law(
+    law: Distribution, real: Given, synthetic: Given, num_groups: int | None, form: _Form
+) -> tuple[Tensor, Tensor | None]:
+    """The same with a normal law for x."""
+    samples = _samples.beside_law(real, synthetic, num_groups, form.scales)
+    y, G = samples.x, samples.num_groups
+    form = form._replace(scales=form.scales.to(y.dtype))
+    batch = tuple(y.shape[:-2]) if G is None else (G,)
+    normal = normal_law(law, real.name, batch, y)
+    if G is not None:
+        return _of_groups(
+            [samples], lambda sets, groups: _from_law(normal.of(groups), sets[0], form)
+        )
+    return _from_law(normal, _as_sets(samples), form).reshape(batch), None
+
+
+def _from_law(law: NormalLaw, rows: _Rows, form: _Form) -> Tensor:
+    """Half the squared MMD of S sets from normal laws, (S,)."""
+    y, w = rows.x.to(law.mean.dtype), rows.w.to(law.mean.dtype)
+    total = y.new_zeros(len(y))
+    with ops.full_precision(y):
+        for scale in form.scales.to(y.dtype):
+            own, cross = law.less_one(y, scale)
+            total = total + 0.5 * own - (w * cross).sum(1)
+    value = (total / len(form.scales)).to(rows.x.dtype)
+    value = value + 0.5 * _own_pairs(rows, None, form, False)
+    return value if form.unbiased else _not_negative(value)
+
+
+def _not_negative(value: Tensor) -> Tensor:
+    """Terms of near-equal samples cancel to a rounding of either sign; the slope stays."""
+    return value + (value.clamp_min(0) - value).detach()
+
+
+def _discrepancy(real: _Rows, synthetic: _Rows, unit: Tensor | None, form: _Form) -> Tensor:
+    """Half the squared MMD of S pairs of sets, (S,); ``unit (S,)`` multiplies the scales."""
+    if unit is not None:
+        unit = unit.to(real.x.dtype).reshape(-1, 1, 1)
+    whole = real.x.shape == synthetic.x.shape
+    few = _first(real, form.real_rows)
+    value = real.x.new_zeros(real.x.shape[0])
+    for own in (few, synthetic):
+        if own.x.shape[1] > 0:
+            value = value + 0.5 * _own_pairs(own, unit, form, whole)
+    value = value - ops.kernel_sums(
+        *(real.x, synthetic.x, real.w, synthetic.w, form.scales, real.centre),
+        unit=unit,
+        chunk_size=form.chunk_size,
+    )
+    if not form.unbiased and form.real_rows is None:
+        return _not_negative(value)
+    return value
+
+
+def _own_pairs(side: _Rows, unit: Tensor | None, form: _Form, whole: bool) -> Tensor:
+    """``E k(x, x') - 1`` of one side, (S,); ``unbiased`` without the pairs of a row with itself."""
+    term = ops.kernel_sums(
+        *(side.x, None, side.w, None, form.scales, side.centre),
+        unit=unit,
+        # Equal samples cancel to the last bit where all three terms are formed alike.
+        whole=whole,
+        chunk_size=form.chunk_size,
+    )
+    if not form.unbiased:
         return term
     share = side.w.square().sum(1)
-    if present is not None:
-        share = torch.where(present, share, 0.0)
-    return term / (1 - share)
-
-
-def _check_pairs(name: str, side: _Rows, present: Tensor | None) -> None:
-    single = side.w.square().sum(1) >= 1
-    single = single if present is None else single & present
+    single = share >= 1
     if check.values_visible(single) and bool(single.any()):
-        raise check.too_few(name)
+        raise check.too_few(side.name)
+    return term / (1 - share)
 
 
 def _first(side: _Rows, rows: int | None) -> _Rows:
     """The first ``rows`` of each set of plain samples; None for all."""
     if rows is None or rows >= side.x.shape[1]:
         return side
-    # Plain samples here, so only an absent group has none of positive weight.
-    return _Rows(side.x[:, :rows], _normalised(side.w[:, :rows]), side.present)
+    return side._replace(x=side.x[:, :rows], w=_normalised(side.w[:, :rows]))
 
 
 def _normalised(w: Tensor) -> Tensor:
@@ -176,54 +246,125 @@ def _normalised(w: Tensor) -> Tensor:
     return w / torch.where(total == 0, 1.0, total)
 
 
-def _centred(x: Samples, y: Samples) -> tuple[_Rows, _Rows]:
-    """Both sides about their common mean, (D,), which has no gradient; any point near would do.
+# ------------------------------------------------------------------------------------------------
+# Sets
+# ------------------------------------------------------------------------------------------------
 
-    Squared distances lose digits far from the origin, and only differences count.
+#: Rows that a set's centre is the median of.
+_CENTRE_ROWS = 9
+
+
+def _as_sets(side: Samples) -> _Rows:
+    """Each batch entry as a set."""
+    x = side.x.reshape(-1, *side.x.shape[-2:])
+    if side.weights is not None:
+        w = side.weights.reshape(x.shape[:2])
+        return _padded(side.name, x, w, (w == 0).argsort(dim=1, stable=True))
+    n = x.shape[1]
+    few = x.detach()[:, :: max(1, n // _CENTRE_ROWS)][:, :_CENTRE_ROWS]
+    return _Rows(side.name, x, x.new_full(x.shape[:2], 1 / n), _middle(few))
+
+
+def _middle(few: Tensor) -> Tensor:
+    """In every coordinate the middle one of a few rows.
+
+    Where most rows are close together, so is this, whatever the others hold. Any point near would
+    do.
     """
-    rows = [side.x.reshape(-1, *side.x.shape[-2:]) for side in (x, y)]
-    total = rows[0].detach().sum((0, 1)) + rows[1].detach().sum((0, 1))
-    center = total / (rows[0].shape[0] * (rows[0].shape[1] + rows[1].shape[1]))
-    real, synthetic = (_as_sets(side, v - center) for side, v in zip((x, y), rows, strict=True))
-    return real, synthetic
+    return few.kthvalue(few.shape[1] // 2 + 1, 1, keepdim=True).values  # faster than the median
 
 
-def _as_sets(side: Samples, x: Tensor) -> _Rows:
-    w = x.new_ones(x.shape[:2]) if side.weights is None else side.weights.reshape(x.shape[:2])
-    present = None
-    if side.groups is not None and side.num_groups is not None:
-        x, w = _by_group(x[0], w[0], side.groups, side.num_groups)  # (G, n, D), (G, n)
-        present = w.sum(1) > 0
-    return _Rows(x, _normalised(w), present)
+def _padded(name: str, x: Tensor, w: Tensor, order: Tensor) -> _Rows:
+    """Sets ``x (S, n, D)`` some of whose rows are absent; ``order (S, n)`` has these last."""
+    few = torch.arange(_CENTRE_ROWS, device=x.device) * (w > 0).sum(1, keepdim=True)  # (S, 9)
+    few = order.gather(1, few // _CENTRE_ROWS).unsqueeze(2).expand(-1, -1, x.shape[2])
+    centre = _middle(x.detach().gather(1, few))
+    # Not at 0, where absent rows are: that may be far away, where kernels cost more.
+    return _Rows(name, torch.where((w == 0).unsqueeze(2), centre, x), _normalised(w), centre)
+
+
+def _of_groups(
+    sides: list[Samples], value_of: Callable[[list[_Rows], Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The value of each group, 0 where a side has no rows, and which groups are there: (G,)."""
+    count, x = sides[0].num_groups, sides[0].x
+    assert count is not None
+    present = torch.stack([side.weight(torch.float32) > 0 for side in sides]).all(0)
+    in_order = [_Sorted.of(side, present) for side in sides]
+    # The only wait for an accelerator.
+    sizes = torch.stack([side.sizes for side in in_order], 1).tolist()
+    value = x.new_zeros(count)
+    for groups in _alike(sizes):
+        index = torch.tensor(groups, device=x.device)
+        longest = [max(sizes[g][k] for g in groups) for k in range(len(sides))]
+        sets = [side.sets(index, n) for side, n in zip(in_order, longest, strict=True)]
+        value = value.index_add(0, index, value_of(sets, index))
+    return value, present
+
+
+def _alike(sizes: list[list[int]]) -> list[list[int]]:
+    """Groups whose sizes are alike, so that padding them costs a few times the rows there are."""
+    largest = [max(column) for column in zip(*sizes, strict=True)]
+    found: dict[tuple[int, ...], list[int]] = {}
+    for g, pair in enumerate(sizes):
+        if min(pair) > 0:
+            # Halvings of the largest; the smallest groups cost little whatever they hold.
+            key = (m // max(size, min(m, 4)) for size, m in zip(pair, largest, strict=True))
+            found.setdefault(tuple(k.bit_length() for k in key), []).append(g)
+    return list(found.values())
+
+
+class _Sorted(NamedTuple):
+    """Samples in the order of their groups."""
+
+    samples: Samples
+    w: Tensor  # (N,)
+    order: Tensor  # (N,)
+    sizes: Tensor  # (G,)
+    start: Tensor  # (G,)
+
+    @classmethod
+    def of(cls, samples: Samples, present: Tensor) -> _Sorted:
+        """Rows of weight 0 and of groups without a counterpart are left out."""
+        x, groups, count = samples.x, samples.groups, samples.num_groups
+        assert groups is not None
+        assert count is not None
+        w = x.new_ones(len(x)) if samples.weights is None else samples.weights
+        groups = torch.where((w > 0) & present[groups], groups, count)
+        # Not `bincount`: its own look at the values would be a second wait for an accelerator.
+        sizes = groups.new_zeros(count + 1).index_add(0, groups, torch.ones_like(groups))[:count]
+        return cls(
+            samples, w, torch.argsort(groups, stable=True), sizes, torch.cumsum(sizes, 0) - sizes
+        )
+
+    def sets(self, groups: Tensor, longest: int) -> _Rows:
+        """Some groups as ``(S, n, D)``, padded with rows of their own of weight 0."""
+        sizes = self.sizes[groups].unsqueeze(1)
+        slot = torch.arange(longest, device=groups.device)
+        rows = self.order[self.start[groups].unsqueeze(1) + torch.minimum(slot, sizes - 1)]
+        w = torch.where(slot < sizes, self.w[rows], 0.0)
+        order = slot.expand(len(groups), -1)
+        return _padded(self.samples.name, self.samples.x[rows], w, order)
+
+
+# ------------------------------------------------------------------------------------------------
+# Scales
+# ------------------------------------------------------------------------------------------------
 
 
 def _as_scales(scale: object, x: Tensor) -> Tensor:
-    """``(K, D)`` scales from a number, ``(D,)`` or ``(K, D)``."""
+    """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed."""
     dim = x.shape[-1]
     if not isinstance(scale, Tensor):
         dtype = _samples.compute_dtype(x)
-        return x.new_full((1, dim), check.check_positive(scale, "scale", dtype), dtype=dtype)
+        return x.new_full((1, 1), check.check_positive(scale, "scale", dtype), dtype=dtype)
     scale = check.check_floating(scale, "scale")
     check.check_device(scale, "scale", x.device)
     if scale.ndim == 0:
-        return scale.expand(1, dim)
-    if scale.ndim == 2 and scale.shape[-1] == 1:
-        scale = scale.expand(-1, dim)
-    if scale.ndim > 2 or scale.shape[-1] != dim or scale.shape[0] == 0:
+        return scale.reshape(1, 1)
+    isotropic = scale.ndim == 2 and scale.shape[1] == 1
+    if scale.ndim > 2 or scale.shape[0] == 0 or not (isotropic or scale.shape[-1] == dim):
         raise ValueError(
             f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got {check.describe(scale)}"
         )
     return scale.unsqueeze(0) if scale.ndim == 1 else scale
-
-
-def _by_group(x: Tensor, w: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rows sorted into ``(G, n, D)``, padded to the largest group with weight 0."""
-    # Not `bincount`: its own look at the values would be a second wait for an accelerator.
-    sizes = groups.new_zeros(count).index_add(0, groups, torch.ones_like(groups))
-    order = torch.argsort(groups, stable=True)
-    longest = int(sizes.max())
-    start = torch.cumsum(sizes, 0) - sizes
-    slot = torch.arange(longest, device=x.device)
-    valid = slot < sizes.unsqueeze(1)  # (G, n)
-    rows = order[(start.unsqueeze(1) + slot).clamp_max(len(groups) - 1)]
-    return x[rows], torch.where(valid, w[rows], 0.0)
