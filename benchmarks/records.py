@@ -15,11 +15,16 @@ Row = dict[str, Any]
 
 
 class Records:
-    """The rows of one run of one suite."""
+    """The rows of one run of one suite; with `resume` those that the file holds already stay."""
 
-    def __init__(self, file: Path, header: dict[str, Any]) -> None:
+    def __init__(self, file: Path, header: dict[str, Any], *, resume: bool = False) -> None:
         self.file = file
         self.content: dict[str, Any] = {**header, "finished": False, "tables": {}}
+        if resume and file.exists():
+            former = load(file)
+            if former.get("command") != header.get("command"):
+                raise SystemExit(f"{file} is of another command: {former.get('command')}")
+            self.content["tables"] = former["tables"]
         file.parent.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -28,6 +33,11 @@ class Records:
         self.content["tables"].setdefault(table, []).append(row)
         self._write()
         print(f"{table}: " + ", ".join(f"{k} {shown(v)}" for k, v in row.items()), flush=True)
+
+    def has(self, table: str, row: Row) -> bool:
+        """Whether there is a row of these values already, in a run that goes on."""
+        rows = self.content["tables"].get(table, [])
+        return any(row.items() <= found.items() for found in rows)
 
     def finish(self, **header: Any) -> None:
         self.content |= {**header, "finished": True}

@@ -25,6 +25,7 @@ for folder in (ROOT / "examples", ROOT):
 
 SUITES = {
     "loss": "the loss against its floors and the released form; the targets",
+    "busy": "the loss beside other processes: a part of `loss`",
     "frequencies": "variance of loss and gradient by way of drawing frequencies",
     "precision": "error against float64 as the phases grow",
     "scaling": "time and memory against N, D and F",
@@ -34,6 +35,8 @@ SUITES = {
     "two-sample": "the tests against plain ways to do the same",
     "power": "what share of differences the tests see, beside other tests, and their size",
     "metric": "the metric beside FID and KID: damage that it sees, bias with the sample size",
+    "adversary": "where ψ goes on signal and on the loss, and what it is worth on toys (no times)",
+    "adversary-cost": "the loss with ψ on signal beside ψ on the loss and fixed frequencies",
     "sliced": "SIGReg beside LeJEPA's and lightly's: time, memory, agreement",
     "embeddings": "a self-supervised run with SIGReg, and the same with LeJEPA's",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
@@ -47,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--quick", action="store_true", help="tiny sizes: a rehearsal, no result")
     p.add_argument("--output", type=Path, metavar="FILE", help="the JSON file to write")
+    p.add_argument(
+        "--resume", action="store_true", help="keep the rows of an unfinished file (adversary only)"
+    )
     # How a suite runs a part of itself in a fresh process.
     p.add_argument("--probe", nargs=2, metavar=("SUITE", "JSON"), help=argparse.SUPPRESS)
     return p
@@ -58,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> Path | None:
     args = p.parse_args(arguments)
     if (args.suite is None) == (args.probe is None):
         p.error("--suite is required")
+    if args.resume and args.suite != "adversary":
+        p.error("--resume goes on with --suite adversary only")
     if {"pipeline", "network"} & {args.suite, args.probe and args.probe[0]}:
         # As the pipeline does it; has to be said before PyTorch loads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -85,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> Path | None:
         "quick": args.quick,
         "environment": measuring.environment(device),
     }
-    written = records.Records(file, header)
+    written = records.Records(file, header, resume=args.resume)
     began = time.perf_counter()
     suite = importlib.import_module(f"benchmarks.suites.{args.suite.replace('-', '_')}")
     suite.run(device, args.quick, written)

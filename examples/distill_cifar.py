@@ -355,7 +355,8 @@ def distill(
                 writer.close()
     total_seconds = time.perf_counter() - clock
     distilled = game.images.detach()
-    diagnosis = probe.diagnose(distilled, game.criterion)
+    course = probe.course(distilled, game.criterion, history)
+    diagnosis = probe.diagnose(distilled, game.criterion, course)
     return Distilled(distilled, labels, history, probe.floors(), total_seconds, diagnosis)
 
 

@@ -95,7 +95,7 @@ def pair(
     """
     if real.is_known() is None:
         x, y = _matching_rows(real, synthetic, part)
-        t = check.check_frequencies(t, tuple(x.shape[:-2]), x.shape[-1], x.device, name_of_t)
+        t = check.check_frequencies(t, x, real.name, name_of_t)
         dtype = compute_dtype(x, y, t)
         sides = (
             _described(real, x, num_groups, dtype, part=part),
@@ -104,7 +104,7 @@ def pair(
         return Pair((), sides, cast(t, dtype))
     refuse_description(real)
     y = _rows(synthetic, part)
-    t = check.check_frequencies(t, tuple(y.shape[:-2]), y.shape[-1], y.device, name_of_t)
+    t = check.check_frequencies(t, y, synthetic.name, name_of_t)
     dtype = compute_dtype(y, t, *([real.x] if isinstance(real.x, Tensor) else []))
     samples = _described(synthetic, y, num_groups, dtype, part=part)
     shape = (*(y.shape[:-2] if samples.groups is None else [samples.num_groups]), t.shape[-2])
@@ -117,6 +117,7 @@ def pair(
             raise ValueError(
                 f"{real.name}, a known φ, must have shape {shape} to match "
                 f"{synthetic.name} and {name_of_t}, got {check.describe(real.x)}"
+                f"{check.as_rows(y, synthetic.name)}"
             )
         check.check_device(re, real.name, y.device)
         present = None if samples.groups is None else ((re != 0) | (im != 0)).any(-1)
@@ -163,9 +164,10 @@ def _matching_rows(real: Given, synthetic: Given, part: bool) -> tuple[Tensor, T
     y = _rows(synthetic, part)
     x = _rows(real, part)
     if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
+        given, rows = (real, x) if x.ndim > y.ndim else (synthetic, y)
         raise ValueError(
             f"{real.name} and {synthetic.name} must agree in all but the number of samples, "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}"
+            f"got {tuple(x.shape)} and {tuple(y.shape)}{check.as_rows(rows, given.name)}"
         )
     check.check_device(y, synthetic.name, x.device)
     if (real.groups is None) != (synthetic.groups is None):
@@ -204,7 +206,7 @@ def in_unit_of_real(
             own = factor[..., None, None]
         else:
             groups, _ = check.check_groups(
-                given.groups, num_groups, given.called("groups"), rows, part=part
+                given.groups, num_groups, given.called("groups"), rows, given.name, part=part
             )
             own = factor[groups.clamp(0, len(factor) - 1)].unsqueeze(1)
         wide = torch.promote_types(compute_dtype(rows), own.dtype)
@@ -217,7 +219,7 @@ def in_unit_of_real(
 def one_side(given: Given, t: Tensor, num_groups: int | None) -> tuple[Samples, Tensor]:
     """Samples ``(*, N, D)`` alone, and the frequencies in their dtype."""
     x = _rows(given, False)
-    t = check.check_frequencies(t, tuple(x.shape[:-2]), x.shape[-1], x.device)
+    t = check.check_frequencies(t, x, given.name)
     dtype = compute_dtype(x, t)
     return _described(given, x, num_groups, dtype), t.to(dtype)
 
@@ -230,7 +232,7 @@ def piece_of_stream(
     if x.ndim != 2 or x.shape[1] != t.shape[1]:
         raise ValueError(
             f"{given.name} must have shape (N, {t.shape[1]}) to match the frequencies, "
-            f"got {check.describe(x)}"
+            f"got {check.describe(x)}{check.as_rows(x, given.name)}"
         )
     if x.device != t.device:
         raise ValueError(
@@ -246,7 +248,7 @@ def piece_of_stream(
 def _rows(given: Given, part: bool) -> Tensor:
     x = check.check_samples(given.x, given.name, part=part)
     if given.weights is not None:
-        w = check.check_weights(given.weights, given.called("weights"), x, part=part)
+        w = check.check_weights(given.weights, given.called("weights"), x, given.name, part=part)
         absent = w == 0
         # Rows of weight 0 are absent whatever they hold: 0 · NaN is NaN, in the gradient too.
         if not check.values_visible(absent) or bool(absent.any()):
@@ -267,7 +269,7 @@ def _described(
     weights, groups = given.weights, given.groups
     if groups is not None:
         groups, num_groups = check.check_groups(
-            groups, num_groups, given.called("groups"), x, part=part
+            groups, num_groups, given.called("groups"), x, given.name, part=part
         )
     elif num_groups is not None:
         name = given.called("groups")

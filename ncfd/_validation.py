@@ -67,6 +67,21 @@ def check_floating(value: object, name: str) -> Tensor:
     return tensor
 
 
+def as_rows(x: Tensor, name: str) -> str:
+    """How samples with leading dimensions are made rows, for the end of a message about them."""
+    if x.ndim < 3:
+        return ""
+    if x.ndim == 3:
+        return (
+            f"; (V, N, D) is V sets with a value each, to be reduced by .mean(): as one set it is "
+            f"{name}.flatten(0, 1), as V samples {name}.flatten(1)"
+        )
+    return (
+        f"; feature maps (N, C, H, W) are samples as {name}.flatten(1): all but the last two "
+        "dimensions count as a batch of sets"
+    )
+
+
 def check_samples(value: object, name: str, *, part: bool = False) -> Tensor:
     """Samples ``(*, N, D)`` with at least one feature and, unless a process's part, one row."""
     x = check_floating(value, name)
@@ -74,23 +89,28 @@ def check_samples(value: object, name: str, *, part: bool = False) -> Tensor:
         hint = f"; one-dimensional samples are {name}.unsqueeze(-1)" if x.ndim == 1 else ""
         raise ValueError(f"{name} must have shape (*, N, D), got {describe(x)}{hint}")
     if x.shape[-1] == 0 or (x.shape[-2] == 0 and not part) or 0 in x.shape[:-2]:
-        raise ValueError(f"{name} must hold at least one sample and one feature, got {describe(x)}")
+        raise ValueError(
+            f"{name} must hold at least one sample and one feature, got {describe(x)}"
+            f"{as_rows(x, name)}"
+        )
     return x
 
 
-def check_frequencies(
-    value: object, batch: tuple[int, ...], dim: int, device: torch.device, name: str = "t"
-) -> Tensor:
-    """Frequencies ``(F, D)`` or ``(*, F, D)`` for samples with batch shape ``*``."""
+def check_frequencies(value: object, x: Tensor, samples: str, name: str = "t") -> Tensor:
+    """Frequencies ``(F, D)`` or ``(*, F, D)`` for ``samples``, which are ``x (*, N, D)``."""
     t = check_floating(value, "t")
+    batch, dim = tuple(x.shape[:-2]), x.shape[-1]
     if t.ndim < 2 or t.shape[-1] != dim or (t.ndim > 2 and tuple(t.shape[:-2]) != batch):
         wanted = f"(F, {dim})"
         if batch:
             wanted += f" or {(*batch, 'F', dim)}".replace("'", "")
-        raise ValueError(f"{name} must have shape {wanted} to match the samples, got {describe(t)}")
+        raise ValueError(
+            f"{name} must have shape {wanted} to match the samples, got {describe(t)}"
+            f"{as_rows(x, samples)}"
+        )
     if t.shape[-2] == 0:
         raise ValueError(f"{name} must hold at least one frequency, got {describe(t)}")
-    check_device(t, "t", device)
+    check_device(t, "t", x.device)
     return t
 
 
@@ -103,12 +123,18 @@ def check_device(value: Tensor, name: str, device: torch.device) -> None:
         )
 
 
-def check_weights(value: object, name: str, x: Tensor, *, part: bool = False) -> Tensor:
-    """Weights ``(*, N)``; non-negative and not all zero, unless a part's values are for later."""
+def check_weights(
+    value: object, name: str, x: Tensor, samples: str, *, part: bool = False
+) -> Tensor:
+    """Weights ``(*, N)`` of ``samples``, which are ``x``; non-negative and not all zero.
+
+    Their values are left for later with ``part``.
+    """
     w = check_floating(value, name)
     if w.shape != x.shape[:-1]:
         raise ValueError(
             f"{name} must have shape {tuple(x.shape[:-1])}, one weight a sample, got {describe(w)}"
+            f"{as_rows(x, samples)}"
         )
     check_device(w, name, x.device)
     if values_visible(w) and not part:
@@ -125,9 +151,9 @@ def check_num_groups(value: object) -> int:
 
 
 def check_groups(
-    value: object, num_groups: object, name: str, x: Tensor, *, part: bool = False
+    value: object, num_groups: object, name: str, x: Tensor, samples: str, *, part: bool = False
 ) -> tuple[Tensor, int]:
-    """Labels ``(N,)`` in ``[0, num_groups)`` for samples ``(N, D)``; returned as int64.
+    """Labels ``(N,)`` in ``[0, num_groups)`` of ``samples``, ``x (N, D)``; returned as int64.
 
     The values of a process's part are left for later.
     """
@@ -139,8 +165,8 @@ def check_groups(
         raise TypeError(f"{name} must hold integer labels, got {describe(groups)}")
     if x.ndim != 2:
         raise ValueError(
-            f"{name} needs samples of shape (N, D), got {describe(x)}; "
-            "flatten the batch and number its groups instead"
+            f"{name} needs samples of shape (N, D), got {describe(x)}{as_rows(x, samples)}; "
+            "sets of a batch can be groups with numbers of their own"
         )
     if groups.shape != x.shape[:1]:
         raise ValueError(

@@ -196,10 +196,10 @@ def frequency_report(x: Samples, t: Samples) -> FrequencyReport:
     x = check.check_samples(x if isinstance(x, Tensor) else as_tensor(x, "x"), "x")
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(
-            f"x must have shape (N, D) with N >= 2, got {check.describe(x)}; flatten batches first"
+            f"x must have shape (N, D) with N >= 2, got {check.describe(x)}{check.as_rows(x, 'x')}"
         )
     t = t if isinstance(t, Tensor) else as_tensor(t, "t")
-    t = check.check_frequencies(t, (), x.shape[1], x.device)
+    t = check.check_frequencies(t, x, "x")
     if x.is_meta:
         raise ValueError(f"x must have values, got {check.describe(x)}")
     dtype = torch.float64 if torch.float64 in (x.dtype, t.dtype) else torch.float32

@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from ncfd import _phi, _processes, _samples
 from ncfd import _validation as check
 from ncfd._phi import Phi, Sums
+from ncfd._roots import RootOfHalf, eager, modulus, root, safe_root
 from ncfd._samples import Given
 from ncfd.distributions import closed_form
 from ncfd.kernel import gaussian_ncfd
@@ -34,6 +35,7 @@ __all__ = [
     "gaussian_ncfd",
     "gradient_reversal",
     "ncfd_loss",
+    "safe_root",
     "signal_discrepancy",
     "sliced_normality",
 ]
@@ -120,65 +122,12 @@ def amplitude_phase(phi: Tensor) -> tuple[Tensor, Tensor]:
     zero = (re == 0) & (im == 0)
     # atan2 has no gradient at the origin; there it sees (0, 1) instead, and a constant.
     angle = torch.atan2(im, torch.where(zero, 1.0, re))
-    return _modulus(re, im), torch.where(zero, 0.0, angle)
+    return modulus(re, im), torch.where(zero, 0.0, angle)
 
 
 # ------------------------------------------------------------------------------------------------
 # Chf_α: two φ into one discrepancy per frequency
 # ------------------------------------------------------------------------------------------------
-
-
-def _root(value: Tensor) -> Tensor:
-    """Square root with slope 0 at 0, so that equal inputs have a finite gradient."""
-    positive = value > 0
-    root = torch.sqrt(torch.where(positive, value, 1.0))
-    # `value * 0` keeps NaN a NaN and anything else 0.
-    return torch.where(positive, root, value * 0)
-
-
-class _RootOfHalf(torch.autograd.Function):
-    """``√½ |φx - φy|`` of plain samples, from their sums and numbers: the loss at α = ½.
-
-    The same as :func:`_root` of :func:`_chf` in one step of the graph instead of thirteen, which
-    for small batches take longer than the sums.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_cos: Tensor, x_sin: Tensor, N: int, y_cos: Tensor, y_sin: Tensor, M: int
-    ) -> Tensor:
-        ctx.rows = N, M
-        d_re, d_im = _gap(x_cos, y_cos, M / N), _gap(x_sin, y_sin, M / N)
-        modulus = torch.hypot(d_re, d_im)
-        ctx.save_for_backward(x_cos, x_sin, y_cos, y_sin, d_re, d_im, modulus)
-        value: Tensor = modulus * (0.5**0.5 / M)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_cos, x_sin, y_cos, y_sin, d_re, d_im, modulus = ctx.saved_tensors
-        N, M = ctx.rows
-        if torch.is_grad_enabled():  # to be differentiated again: what was saved has no history
-            d_re, d_im = _gap(x_cos, y_cos, M / N), _gap(x_sin, y_sin, M / N)
-            modulus = _modulus(d_re, d_im)
-            modulus = torch.where(modulus == 0, 1.0, modulus)
-        else:
-            modulus = modulus.clamp_min(1e-30)  # where it is 0 so are both differences
-        slope = grad * (-(0.5**0.5) / M) / modulus
-        y_re, y_im = slope * d_re, slope * d_im
-        x_re = x_im = None
-        if ctx.needs_input_grad[0]:
-            x_re, x_im = y_re * (-M / N), y_im * (-M / N)
-        return x_re, x_im, None, y_re, y_im, None
-
-
-def _gap(x: Tensor, y: Tensor, ratio: float) -> Tensor:
-    """Difference of two means, times the number of the second one's samples; 0 if equal."""
-    return x - y if ratio == 1 else x * ratio - y
-
-
-def _modulus(re: Tensor, im: Tensor) -> Tensor:
-    return _root(re.square() + im.square())
 
 
 def _chf(x_re: Tensor, x_im: Tensor, y_re: Tensor, y_im: Tensor, alpha: float) -> Tensor:
@@ -193,7 +142,7 @@ def _chf(x_re: Tensor, x_im: Tensor, y_re: Tensor, y_im: Tensor, alpha: float) -
     # Below these, the quotients' gradients overflow; the plain forms are then accurate enough,
     # being that far under any noise (1e-28 and 1e-14 in float32).
     tiny = torch.finfo(d_re.dtype).tiny ** 0.75
-    x_mod, y_mod = _modulus(x_re, x_im), _modulus(y_re, y_im)
+    x_mod, y_mod = modulus(x_re, x_im), modulus(y_re, y_im)
     value = torch.zeros_like(d_re)
     if alpha > 0:
         total = x_mod + y_mod
@@ -295,7 +244,9 @@ def ncfd_loss(
             the squared loss. Needs ``squared=True`` and ``alpha=0.5``; it can be negative, and
             needs two samples on each side (in each group). A known φ counts as exact.
         reduction: ``"mean"`` over frequencies and over the groups present on both sides,
-            ``"sum"``, or ``"none"``. Batch dimensions stay.
+            ``"sum"``, or ``"none"``. Batch dimensions stay under all three: each set of ``(N, D)``
+            is a comparison of its own, and how they are reduced is the caller's choice,
+            ``.mean()`` for most.
         frequency_weights: ``(F,)``, non-negative, not all zero, by which the values at the
             frequencies are multiplied (quadrature, importance weights); the mean is taken over
             them, ``Σ w v / Σ w``.
@@ -472,16 +423,20 @@ def discrepancy(
 
 def _value(x: Sums | Phi, y: Sums, form: Form, names: tuple[str, str]) -> Tensor:
     """The discrepancy of two sides in the form asked for."""
-    alpha, squared, unbiased, _, _ = form
-    if alpha == 0.5 and not squared and x.rows is not None and y.rows is not None and _eager():
-        return _reduce(_RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows), form)
+    alpha, squared, unbiased, reduction, weights = form
+    if alpha == 0.5 and not squared and x.rows is not None and y.rows is not None and eager():
+        divisor = None
+        if weights is None and reduction != "none":
+            divisor = y.cos.shape[-1] if reduction == "mean" else 1
+        value: Tensor = RootOfHalf.apply(x.cos, x.sin, x.rows, y.cos, y.sin, y.rows, divisor)
+        return value if divisor else _reduce(value, form)
     phi_x, phi_y = x.phi(), y.phi()
     if unbiased:
         value = _phi.unbiased(phi_x, phi_y, names)
     else:
         value = _chf(phi_x.re, phi_x.im, phi_y.re, phi_y.im, alpha)
         if not squared:
-            value = _root(value)
+            value = root(value)
     return _reduce(value, form, _phi.common(phi_x, phi_y), names)
 
 
@@ -489,13 +444,6 @@ def _signal(x: Sums | Phi, y: Sums, form: Form, names: tuple[str, str]) -> Tenso
     """J of two sides, reduced as the discrepancy is."""
     phi_x, phi_y = x.phi(), y.phi()
     return _reduce(_phi.signal(phi_x, phi_y), form, _phi.common(phi_x, phi_y), names)
-
-
-def _eager() -> bool:
-    """Neither in a graph, which fuses steps, nor under ``torch.func``, which composes them."""
-    return (
-        not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
-    )
 
 
 def _reduce(

@@ -33,9 +33,13 @@ class NCFDLoss(_processes.InStep):
     your loop                                         set
     ================================================  =====================================
     one ``backward()``, one step of all parameters    ``adversary="signal"`` (or ``"loss"``)
-    two steps, the critic's on minus the loss         ``adversary=None``
+    two steps, the sampler in that on minus the loss  ``adversary=None``
+    two steps, the sampler in that on the loss        ``adversary="signal"`` (or ``"loss"``)
     fixed frequencies                                 nothing: there is no adversary
     ================================================  =====================================
+
+    In the third row clear the sampler's gradient before the ``backward()`` of the loss: that of
+    minus the loss has left one of the other sign.
 
     Args:
         sampler: a module whose call returns ``(F, D)`` frequencies, or a fixed ``(F, D)`` tensor
@@ -51,7 +55,9 @@ class NCFDLoss(_processes.InStep):
             loss itself, as published. None: they get the loss's plain gradient and descend, for
             loops that step the critic apart on minus the loss.
         frequency_weights: ``(F,)``, as in :func:`ncfd.functional.ncfd_loss` (kept as a buffer).
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, over frequencies and groups. Leading
+            dimensions of the samples stay: each set is a comparison of its own, so ``(V, N, D)``
+            gives V values under ``"mean"`` too, and a scalar loss is their ``.mean()``.
         process_group: processes whose parts make up the batch, as in
             :func:`ncfd.functional.ncfd_loss`. All draw the same frequencies: a ``sampler`` that
             takes a ``generator`` is called with one that is in step on all processes, seeded in the
@@ -155,8 +161,10 @@ class NCFDLoss(_processes.InStep):
         detached: pass ``real`` without gradient where it should have none.
 
         Args:
-            real: samples ``(*, N, D)``, a ``Distribution``, or a known φ.
-            synthetic: samples ``(*, M, D)``.
+            real: samples ``(*, N, D)``, a ``Distribution``, or a known φ. Feature maps
+                ``(N, C, H, W)`` are samples as ``real.flatten(1)``; as they are they count as
+                ``N·C`` sets.
+            synthetic: samples ``(*, M, D)``, likewise.
             real_groups: integer labels ``(N,)`` in ``[0, num_groups)``; together with
                 ``synthetic_groups``.
             synthetic_groups: integer labels ``(M,)``.

@@ -78,7 +78,7 @@ def sliced_normality(
     if u.ndim != 2 or u.shape[0] != x.shape[-1] or u.shape[1] == 0:
         raise ValueError(
             f"directions must have shape ({x.shape[-1]}, K) to match the samples, "
-            f"got {check.describe(u)}"
+            f"got {check.describe(u)}{check.as_rows(x, 'x')}"
         )
     check.check_device(u, "directions", x.device)
     return statistic(x, u, num_nodes, t_max, group, common=False)

@@ -130,6 +130,38 @@ def test_signal_does_not_run_away_where_there_is_nothing() -> None:
     assert moved["signal"] < 1.1 < 1.5 < moved["loss"], moved
 
 
+def moved(psi: nn.Module, by: float) -> nn.Module:
+    """The sampler with every raw scale at ``by``."""
+    raw = psi.network[-1].bias if isinstance(psi, ncfd.FrequencySampler) else psi.raw_scale
+    with torch.no_grad():
+        raw.fill_(by)
+    return psi
+
+
+@pytest.mark.parametrize(
+    "psi",
+    [
+        ncfd.FrequencySampler(4, 64),
+        ncfd.FrequencySampler(4, 64, max_ratio=2),
+        ncfd.GaussianFrequencies(4, 64, learnable=True),
+    ],
+    ids=["mixture", "narrow", "diagonal"],
+)
+@pytest.mark.parametrize(("by", "side"), [(9.0, "above"), (-9.0, "below")])
+def test_most_scales_at_a_bound_warn_once(psi: nn.Module, by: float, side: str) -> None:
+    x, y = normal(1, N, 4).float(), normal(2, M, 4).float()
+    psi = moved(copy.deepcopy(psi), by)
+    with torch.no_grad():  # nobody learns
+        psi()
+    with pytest.warns(UserWarning, match=f"100% of the scales .* at their bound.* {side} scale"):
+        NCFDLoss(psi)(x, y)
+    NCFDLoss(psi)(x, y)
+    fresh = ncfd.FrequencySampler(4, 64)
+    with torch.no_grad():
+        fresh.network[-1].bias[:2].fill_(9.0)  # half is not most
+    fresh()
+
+
 def test_the_old_name_says_the_new_one() -> None:
     with pytest.raises(TypeError, match="adversarial is now adversary"):
         NCFDLoss(normal(1, F, D), adversarial=True)

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from benchmarks import cases, compare, measuring, peers, records, run
-from benchmarks.suites import frequencies, power, precision, two_sample
+from benchmarks.suites import adversary, busy, frequencies, power, precision, two_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -50,10 +50,32 @@ def test_loss_suite_judges_every_target(tmp_path):
             else "MISSED"
         )
     assert found["memory"][0]["verdict"] in ("met", "not measured")
+    for row in found["beside other work"]:
+        assert row["verdict"] == ("met" if row["released form / ours"] >= 1 else "MISSED")
+    counts = [row["busy processes"] for row in found["beside other work"]]
+    assert counts == 3 * [0, 1, 2 * torch.get_num_threads()]
+
+
+def test_processes_beside_a_measurement_end_with_it(monkeypatch):
+    begun = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            begun.append(self)
+
+    monkeypatch.setattr(busy.subprocess, "Popen", Recorded)
+    with busy._spinning(2):
+        assert [process.poll() for process in begun] == [None, None]
+    assert None not in [process.returncode for process in begun]
 
 
 @pytest.mark.parametrize(
-    "suite", ["frequencies", "page-faults", "precision", "two-sample", "peers", "embeddings"]
+    "suite",
+    [
+        *("adversary-cost", "frequencies", "page-faults", "precision", "two-sample", "peers"),
+        "embeddings",
+    ],
 )
 def test_suite_in_this_process(suite, tmp_path):
     file = tmp_path / f"{suite}.json"
@@ -66,8 +88,9 @@ def test_network_suite_has_every_way_and_use(tmp_path):
     found = start("network", tmp_path)
     ways = ("layers, float32", "fused, float32", "fused, bfloat16")
     uses = ("forward", "training", "synthetic")
+    floors = ("convolutions alone, float32", "convolutions alone, bfloat16")
     assert {(r["contender"], r["use"]) for r in found["network"]} == {
-        (way, use) for way in ways for use in uses
+        (way, use) for way in (*ways, *floors) for use in uses
     }
     assert {(r["contender"], r["case"]) for r in found["step"]} == {
         (way, f"CIFAR-10, IPC {ipc}") for way in ways for ipc in (1, 2)
@@ -79,6 +102,59 @@ def test_network_suite_has_every_way_and_use(tmp_path):
         wanted = float(row["target"].removeprefix(">= "))
         assert row["verdict"] == ("met" if row["value"] >= wanted else "MISSED")
     assert {r["contender"] for r in found["trainings"]} == {"one after another", "side by side"}
+
+
+def test_adversary_suite_goes_on_where_it_was_stopped(tmp_path, capsys):
+    file = tmp_path / "adversary.json"
+    call = ["--suite", "adversary", "--quick", "--output", str(file)]
+    whole = tables(run.main(call))
+    content = records.load(file) | {"finished": False}
+    content["tables"] = {**whole, "trial": whole["trial"][:3], "judged": []}
+    file.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert tables(run.main([*call, "--resume"])) == whole
+    made = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert (made.count("trial"), made.count("nothing")) == (len(whole["trial"]) - 3, 0)
+    with pytest.raises(SystemExit, match="another command"):
+        records.Records(file, {"command": "x"}, resume=True)
+    with pytest.raises(SystemExit):
+        run.main(["--suite", "loss", "--resume"])
+
+
+def test_the_trial_is_judged_by_its_best_fixed_scale():
+    where = {"data": "sheet", "D": 2, "M": 10}
+    errors = {
+        ("fixed", "1"): [4.0, 6.0],
+        ("fixed", "3"): [9.0, 3.0],  # the best one's seeds together, not each seed's best
+        ("ψ", "1"): [6.0, 6.4],
+        ("ψ", "3"): [6.3, 6.3],
+    }
+    rows = [
+        {**where, "frequencies": name, "start": start, "seed": seed, "error": error}
+        for (name, start), of_seeds in errors.items()
+        for seed, error in enumerate(of_seeds)
+    ]
+    (found,) = adversary.judged(rows)
+    assert (found["best fixed"], found["its error"]) == ("1", 5.0)
+    assert (found["from 1"], found["from 3"]) == (pytest.approx(1.24), pytest.approx(1.26))
+    assert (found["within target"], found["of"]) == (1, 2)
+
+
+def test_rows_of_the_trial():
+    """Length 1 about the mean, and the distance that is reported, by SciPy in one dimension."""
+    for kind, D in (("clusters", 16), ("heavy tails", 2), ("sheet", 2), ("digits", 64)):
+        train, held = adversary.data(kind, D)
+        both = torch.cat([train, held])
+        assert both.shape[1] == D
+        assert (both - both.mean(0)).square().sum(1).mean().item() == pytest.approx(1, abs=1e-5)
+    x, dead = adversary.features(138, 64, torch.Generator().manual_seed(0))
+    assert dead.sum() == 8
+    assert (x[:, dead] == 0).all()
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(400, 1, generator=g).double(), torch.randn(7, 1, generator=g).double()
+    squared = scipy.stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy()) ** 2
+    diagonal = torch.cdist(x, x).mean().item() / 399  # SciPy takes both sides for measures
+    assert adversary.energy_distance(x, y) == pytest.approx(squared - diagonal, rel=1e-9)
 
 
 def test_sliced_suite_times_checks_and_judges(tmp_path):

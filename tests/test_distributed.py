@@ -453,6 +453,47 @@ def compiled(rank: int, world: int) -> tuple[Tensor, Tensor, str]:
     return value.detach(), slope, message
 
 
+class Watched(nn.Module):
+    """A network that gathers φ of its features while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.stream = CharacteristicFunction(normal(13, F, D))
+        # What DDP copies from the first process to all, lest the test show nothing.
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.net(x)
+        self.stream.update(features)
+        self.seen += len(x)
+        return features
+
+
+def watched(model: nn.Module, inner: Watched, rank: int, world: int) -> tuple[Tensor, Tensor]:
+    x = part(inputs("root")[0], "x", "uneven", rank, world)
+    for piece in x.tensor_split(2):  # as many rows as the process has: others elsewhere
+        model(piece).sum().backward()
+    return inner.stream.all_reduce().compute(), inner.seen
+
+
+@case
+def stream_in_a_wrapped_model(rank: int, world: int) -> tuple[Tensor, Tensor]:
+    inner = Watched()
+    return watched(nn.parallel.DistributedDataParallel(inner), inner, rank, world)
+
+
+@case
+def stream_in_a_sharded_model(rank: int, world: int) -> tuple[Tensor, Tensor] | None:
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        return None
+    inner = Watched()
+    fully_shard(inner, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (world,)))
+    return watched(inner, inner, rank, world)
+
+
 @case
 def estimator(rank: int, world: int) -> Tensor:
     x = part(inputs("root")[0], "x", "empty", rank, world)
@@ -805,3 +846,18 @@ def test_streams_add_up(launched: Launched) -> None:
         close(result["estimator"], phi)
         if launched[0] == 3:
             close(result["metric"], ncfd_loss(x, y, t, **UNBIASED))
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "sharded"])
+def test_streams_inside_models_keep_their_own_sums(launched: Launched, kind: str) -> None:
+    results = [result[f"stream_in_a_{kind}_model"] for result in launched[1]]
+    if results[0] is None:
+        pytest.skip("this torch has no FSDP2 for the CPU")
+    expected = characteristic_function(network()(inputs("root")[0]).detach(), normal(13, F, D))
+    for phi, _ in results:
+        close(phi, expected)
+    if kind == "wrapped":
+        # A buffer is not: where it was before the last piece is where the first process was.
+        own = [part(torch.arange(N), "x", "uneven", r, launched[0]) for r in range(launched[0])]
+        wrong = [seen.item() for _, seen in results]
+        assert wrong != [len(rows) for rows in own]

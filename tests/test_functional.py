@@ -33,6 +33,7 @@ from ncfd.functional import (
     gaussian_ncfd,
     gradient_reversal,
     ncfd_loss,
+    safe_root,
 )
 
 EVERY_DTYPE = FULL_DTYPES + HALF_DTYPES
@@ -1223,3 +1224,49 @@ def test_public_names() -> None:
     }
     assert documented <= set(F.__all__)
     assert all(getattr(F, name).__doc__ for name in F.__all__)
+
+
+# --- the root of a mean -------------------------------------------------------------------------
+
+
+def test_safe_root_is_the_root() -> None:
+    value = torch.tensor([4.0, 1e-30, 2.0], dtype=torch.float64, requires_grad=True)
+    root = safe_root(value)
+    np.testing.assert_allclose(root.detach(), np.sqrt(value.detach().numpy()), rtol=1e-15)
+    (slope,) = torch.autograd.grad(root.sum(), value)
+    np.testing.assert_allclose(slope, 0.5 / np.sqrt(value.detach().numpy()), rtol=1e-15)
+    positive = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(safe_root, positive)
+    assert gradgradcheck(safe_root, positive)
+
+
+def test_safe_root_at_and_below_zero() -> None:
+    value = torch.tensor([0.0, -0.5, torch.nan], requires_grad=True)
+    root = safe_root(value)
+    (slope,) = torch.autograd.grad(root[:2].sum(), value, create_graph=True)
+    assert root[:2].tolist() == [0, 0]
+    assert root[2].isnan()
+    assert slope[:2].tolist() == [0, 0]
+    assert torch.autograd.grad(slope[:2].sum(), value)[0][:2].tolist() == [0, 0]
+    with pytest.raises(TypeError, match=r"\bvalue\b.*int64"):
+        safe_root(torch.ones(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("form", ["closed", "frequencies"])
+def test_the_root_of_a_mean_has_a_finite_slope_at_equality(form: str) -> None:
+    """Where `torch.sqrt` gives NaN."""
+
+    def squared(x: Tensor, y: Tensor) -> Tensor:
+        t = normal(3, 16, 3)
+        return gaussian_ncfd(x, y) if form == "closed" else ncfd_loss(x, y, t, squared=True)
+
+    x = normal(1, 12, 3)
+    y = x.clone().requires_grad_()
+    (broken,) = torch.autograd.grad(squared(x, y).sqrt(), y)
+    assert broken.isnan().any()
+    (slope,) = torch.autograd.grad(safe_root(squared(x, y)), y)
+    assert slope.tolist() == torch.zeros_like(y).tolist()
+    # Next to it the slope is that of a distance, neither 0 nor large.
+    near = (x + 1e-6 * normal(4, 12, 3)).requires_grad_()
+    (slope,) = torch.autograd.grad(safe_root(squared(x, near)), near)
+    assert 1e-2 < slope.norm() < 1

@@ -5,13 +5,19 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import tomllib
+import venv
 import zipfile
+from collections.abc import Iterator
 from email import message_from_bytes
 from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 import ncfd
 
@@ -154,3 +160,88 @@ def test_archives_pass_the_checkers(archives: tuple[Path, Path]) -> None:
     run(str(shutil.which("twine", path=folder)), "check", "--strict", wheel, source)
     run(str(shutil.which("check-wheel-contents", path=folder)), wheel)
     run(str(shutil.which("validate-pyproject", path=folder)), "pyproject.toml")
+
+
+class Index(BaseHTTPRequestHandler):
+    """As much of a package index as an upload and an installation need."""
+
+    files: dict[str, bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        form = message_from_bytes(
+            b"Content-Type: " + self.headers["Content-Type"].encode() + b"\n\n" + body
+        )
+        for part in form.get_payload():
+            if name := part.get_filename():
+                self.files[name] = part.get_payload(decode=True)
+        self.answer(b"")
+
+    def do_GET(self) -> None:
+        name = self.path.rsplit("/", 1)[-1]
+        if self.path == "/simple/ncfd/":
+            links = "".join(f'<a href="/files/{file}">{file}</a>' for file in self.files)
+            self.answer(f"<html><body>{links}</body></html>".encode(), "text/html")
+        elif name in self.files:
+            self.answer(self.files[name])
+        else:
+            self.send_error(404)
+
+    def answer(self, body: bytes, kind: str = "application/octet-stream") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def index() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The address of an empty index, and what has been uploaded to it."""
+    handler = type("EmptyIndex", (Index,), {"files": {}})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", handler.files
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_release_from_upload_to_readme(
+    archives: tuple[Path, Path], index: tuple[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """What `release.yml` does after the build, against an index of its own; needs ``release``."""
+    pytest.importorskip("twine")
+    url, uploaded = index
+    twine = str(shutil.which("twine", path=Path(sys.executable).parent))
+    files = [str(path) for path in archives]
+    run(twine, "check", "--strict", *files)
+    credentials = ("--username", "someone", "--password", "nothing", "--non-interactive")
+    run(twine, "upload", "--repository-url", f"{url}/legacy/", *credentials, *files)
+    assert sorted(uploaded) == sorted(path.name for path in archives)
+
+    # A fresh environment that has PyTorch and NumPy already, as a user's has.
+    venv.create(tmp_path / "user", with_pip=True)
+    fresh = tmp_path / "user" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    own = Path(run(str(fresh), "-c", "import site; print(site.getsitepackages()[0])").strip())
+    theirs = {str(Path(module.__file__).parents[1]) for module in (numpy, torch)}
+    (own / "theirs.pth").write_text("\n".join(theirs))
+    pip = (str(fresh), "-m", "pip", "--isolated", "install", "--index-url", f"{url}/simple/")
+    # Not what this checkout may have installed, and nothing beside it.
+    run(*pip, "--ignore-installed", "--no-deps", "ncfd", cwd=tmp_path)
+    installed = own / "ncfd"
+    assert installed.is_dir()
+    shutil.copy(ROOT / "README.md", tmp_path)
+    code = (
+        "import ncfd, pathlib, re; print(ncfd.__file__)\n"
+        "text = pathlib.Path('README.md').read_text(encoding='utf-8')\n"
+        "names = {}\n"
+        "for block in re.findall(r'^```python\\n(.*?)^```$', text, re.M | re.S):\n"
+        "    exec(block, names)\n"
+        "names['loss'].backward(); print(names['loss'].item())"
+    )
+    where, value = run(str(fresh), "-c", code, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(installed)
+    assert float(value) > 0

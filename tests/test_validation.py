@@ -430,6 +430,74 @@ def test_error(case: str) -> None:
     assert re.search(pattern, str(caught.value)), str(caught.value)
 
 
+# --- more dimensions than (N, D) ----------------------------------------------------------------
+
+MAPS, VIEWS = torch.ones(2, N, 5, 5), torch.ones(2, N, D)
+
+
+def every_door(x: torch.Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
+    """Each way in for samples, with what it calls them: ``x`` does not fit the other arguments."""
+    rows, _, t = data()
+    labels = torch.zeros(len(x), dtype=torch.long)
+    law = sampler(D + 1, F)
+    stream = ncfd.CharacteristicFunction(torch.ones(F, D + 1))
+    directions = torch.ones(D + 1, F)
+    wrong_t = torch.ones(F, D + 1)
+    return {
+        "φ": ("x", phi(x=x, t=wrong_t)),
+        "φ with weights": ("x", phi(x=x, t=torch.ones(F, x.shape[-1]), weights=torch.ones(N))),
+        "φ with groups": (
+            "x",
+            phi(x=x, groups=labels, num_groups=1, t=x[..., :1, :].flatten(0, -2)),
+        ),
+        "loss, real": ("x", loss(x=x)),
+        "loss, synthetic": ("y", loss(y=x)),
+        "loss, frequencies": ("x", loss(x=x, y=x, t=wrong_t)),
+        "loss, known": ("y", known(y=x, t=torch.ones(F, x.shape[-1]))),
+        "signal": ("y", partial(ncfd.functional.signal_discrepancy, rows, x, t)),
+        "closed form": ("x", gaussian(x=x)),
+        "closed form, unit": ("y", gaussian(y=x, scale="median")),
+        "module": ("real", module(real=x)),
+        "module, synthetic": ("synthetic", module(synthetic=x)),
+        "module, law": ("real", partial(ncfd.NCFDLoss(law), x, x)),
+        "module, unit": ("synthetic", partial(ncfd.NCFDLoss(sampler(scale="median")), rows, x)),
+        "law": ("real", partial(law, real=x)),
+        "stream": ("x", partial(stream.update, x)),
+        "slices": ("x", partial(ncfd.functional.sliced_normality, x, directions)),
+        "report": ("x", partial(ncfd.frequency_report, x, t)),
+    }
+
+
+@pytest.mark.parametrize("door", every_door(MAPS))
+def test_feature_maps_are_told_to_be_flattened(door: str) -> None:
+    for maps in (MAPS, torch.ones(N, 2 * D, 1, 1)):
+        name, call = every_door(maps)[door]
+        with pytest.raises(ValueError, match=rf"\b{name}\.flatten\(1\)"):
+            call()
+
+
+@pytest.mark.parametrize("door", every_door(VIEWS))
+def test_views_are_told_how_to_be_one_set(door: str) -> None:
+    name, call = every_door(VIEWS)[door]
+    with pytest.raises(ValueError, match=rf"(?s)\.mean\(\).*{name}\.flatten\(0, 1\)"):
+        call()
+
+
+def test_plain_rows_are_told_nothing_of_it() -> None:
+    with pytest.raises(ValueError, match="agree in all") as caught:
+        loss(y=torch.ones(M, D + 1))()
+    assert "flatten" not in str(caught.value)
+
+
+def test_a_law_does_not_learn_its_dim_from_feature_maps() -> None:
+    law = sampler(num_frequencies=F)
+    with pytest.raises(ValueError, match=r"dim=None.*real\.flatten\(1\)"):
+        ncfd.NCFDLoss(law)(MAPS, MAPS)
+    assert law.dim is None
+    assert ncfd.NCFDLoss(law)(MAPS.flatten(1), MAPS.flatten(1)).shape == ()
+    assert law.dim == N * 5 * 5
+
+
 def test_counts_may_be_numpys() -> None:
     """``labels.max() + 1`` of an array is no Python int."""
     x, _, t = data()

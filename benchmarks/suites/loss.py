@@ -17,11 +17,12 @@ import ncfd
 from benchmarks import cases, measuring, peers
 from benchmarks.measuring import MIB
 from benchmarks.records import Records
+from benchmarks.suites import busy
 from ncfd.ops._fused import MAX_DIM
 
 
 def run(device: torch.device, quick: bool, written: Records) -> None:
-    seconds = 0.05 if quick else 12.0
+    seconds = 0.05 if quick else 4.0 if device.type == "cuda" else 12.0
     rates = measuring.machine(device, quick=quick)
     written.content["machine"] = {
         "gigabytes_per_second": rates.bytes_per_second / 1e9,
@@ -31,6 +32,8 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
     for case in cases.LOSS + (cases.FUSED if fused else []):
         _time(case, device, quick, seconds, rates, written)
     _groups(device, quick, seconds, written)
+    if device.type == "cpu":
+        busy.run(device, quick, written)
     for name in ("ncfd", *fused[:1]):
         _memory(name, device, quick, written)
 

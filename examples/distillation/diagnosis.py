@@ -5,7 +5,7 @@ frequencies in use (a scale that ran away to noise, repeated frequencies, precis
 its synthetic features beside the real ones (collapse).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,45 @@ from .wording import markdown
 COLLAPSED = 0.1
 #: A growth of the share of pixel values at 0 or 1 by more than this counts as too large steps.
 CLIPPED = 0.25
+#: Above this share of scales at a bound, the bound decides where ψ is.
+AT_BOUND = 0.5
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where ψ has gone, by the frequencies of the last layer."""
+
+    scale: tuple[float, float]  # root mean square, at the start and now
+    #: J, `ncfd.functional.signal_discrepancy` on held-out images, mean over the classes: of ψ and
+    #: the images of the start, and of ψ and the images now.
+    signal: tuple[float, float]
+    signal_of_start: float  # the same of the images now and ψ at its start
+    at_bound: float | None  # share of the scales; None where there is no bound
+    max_ratio: float
+    adversary: str
+
+    def text(self, with_signal: float) -> str:
+        """Say it in a line. `with_signal` is the share of frequencies that carry any."""
+        first, last = self.scale
+        bound = "" if self.at_bound is None else f"; {self.at_bound:.0%} of the scales at a bound"
+        return (
+            f"ψ: root mean square scale {first:.3g} at the start, {last:.3g} now{bound}. "
+            f"{with_signal:.0%} of its frequencies carry signal. J {self.signal[0]:.3g} at the "
+            f"start, {self.signal[1]:.3g} now, {self.signal_of_start:.3g} now at the frequencies "
+            "of the start."
+        )
+
+    def warning(self) -> str | None:
+        """Say that a bound decides where ψ is, if one does."""
+        if self.at_bound is None or self.at_bound <= AT_BOUND:
+            return None
+        advice = "give another --scale or a larger --max-ratio"
+        if self.adversary == "loss":
+            advice = "take --adversary signal, which does not run away"
+        return (
+            f"{self.at_bound:.0%} of ψ's scales are at a bound, a factor of {self.max_ratio:g} "
+            f"from where they began: the bound decides, not ψ; {advice}"
+        )
 
 
 @dataclass(frozen=True)
@@ -36,12 +75,13 @@ def diagnose(
     t: Tensor,
     class_names: Sequence[str],
     clipped: tuple[float, float] = (0.0, 0.0),
+    course: Course | None = None,
 ) -> Diagnosis:
     """Look at features (N, D) and labels (N,) of both sides at the frequencies `t` (F, D).
 
     The features are as the loss sees them: normalised, if it normalises. Classes with fewer than
     two real images are left out. `clipped` is the share of pixel values at the ends of their range
-    in the images at the start and now.
+    in the images at the start and now, `course` that of ψ.
     """
     (x, x_labels), (y, y_labels) = real, synthetic
     reports: dict[str, ncfd.FrequencyReport] = {}
@@ -79,9 +119,12 @@ def diagnose(
             f"{now:.0%} of the stored values are 0 or 1, {before:.0%} at the start: the images are "
             "clipped into saturated noise; lower the learning rate of the images"
         )
+    if course is not None and (line := course.warning()):
+        warnings.append(line)
     lines = [
         *([f"- **Warning.** {markdown(line)}" for line in warnings] or ["No warnings."]),
         "",
+        *_of_psi(course, reports.values()),
         f"Class {markdown(worst)}:",
         "",
         "```",
@@ -89,6 +132,13 @@ def diagnose(
         "```",
     ]
     return Diagnosis("\n".join(lines), warnings)
+
+
+def _of_psi(course: Course | None, reports: Collection[ncfd.FrequencyReport]) -> list[str]:
+    if course is None:
+        return []
+    noise = sum(report.noise_share for report in reports) / len(reports)
+    return [course.text(1 - noise), ""]
 
 
 def clipped(images: Tensor) -> float:

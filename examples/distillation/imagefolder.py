@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -277,4 +278,11 @@ def _decoded(listing: Listing, images: np.ndarray, meta: dict[str, Any]) -> Deco
             )
     if meta["grey"]:
         images = images[:, :1]
+    brightest = int(images.max())
+    if brightest < 32:
+        tqdm.write(
+            f"note: every image is dark, with no value above {brightest} of 255: "
+            "12 bits and less in files of 16 have to be scaled first",
+            file=sys.stderr,
+        )
     return Decoded(images, train, test, skipped)

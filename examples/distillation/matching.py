@@ -21,6 +21,9 @@ LAWS = {
     "uniform": ncfd.UniformFrequencies,
 }
 
+#: Scales that stand for a log-normal law of them in the closed form, each for an equal share of it.
+SPREAD_SCALES = 8
+
 
 class Seeded(nn.Module):
     """A frequency sampler that draws from a generator of its own, and can repeat a draw."""
@@ -138,15 +141,36 @@ class MeanMatching(nn.Module):
 class ExactDiscrepancy(nn.Module):
     """The limit of infinitely many frequencies, squared, (C, 1).
 
-    With a sampler its scales are learned: the gradient reversal makes them raise the loss.
-    Without one this is a Gaussian kernel MMD.
+    With a sampler its scales are learned: they climb the loss, by gradient reversal, or with
+    `signal` what `ncfd.functional.signal_discrepancy` says of frequencies drawn by them. Without
+    one this is a Gaussian kernel MMD.
+
+    Args:
+        sampler: of the scales.
+        scale: the fixed one, without a sampler.
+        unbiased: the U-statistic.
+        normalize: rows to length 1.
+        signal: what the scales climb.
+        spread: a fixed scale, or a sampler's single one, becomes an equal mixture of these factors.
     """
 
-    def __init__(self, sampler: Seeded | None, scale: float, unbiased: bool) -> None:
+    def __init__(
+        self,
+        sampler: Seeded | None,
+        scale: float,
+        unbiased: bool,
+        *,
+        normalize: bool = True,
+        signal: bool = False,
+        spread: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.sampler = sampler
         self.scale = scale
         self.unbiased = unbiased
+        self.normalize = normalize
+        self.signal = signal
+        self.register_buffer("spread", spread, persistent=False)
         self.factor = 1.0  # on a fixed scale, from outside
 
     def forward(
@@ -158,19 +182,27 @@ class ExactDiscrepancy(nn.Module):
         synthetic_groups: Tensor,
         num_groups: int,
     ) -> Tensor:
+        if self.normalize:
+            real, synthetic = F.normalize(real, dim=1), F.normalize(synthetic, dim=1)
+        groups: dict[str, Any] = {
+            "x_groups": real_groups,
+            "y_groups": synthetic_groups,
+            "num_groups": num_groups,
+        }
         scale: Tensor | float = self.factor * self.scale
         if self.sampler is not None:
-            scale = ncfd.functional.gradient_reversal(self.sampler.scales())
+            scale = self.sampler.scales()
+            scale = scale.detach() if self.signal else ncfd.functional.gradient_reversal(scale)
+        if self.spread is not None:
+            scale = scale * self.spread
         per_class: Tensor = ncfd.functional.gaussian_ncfd(
-            F.normalize(real, dim=1),
-            F.normalize(synthetic, dim=1),
-            scale,
-            unbiased=self.unbiased,
-            reduction="none",
-            x_groups=real_groups,
-            y_groups=synthetic_groups,
-            num_groups=num_groups,
+            real, synthetic, scale, unbiased=self.unbiased, reduction="none", **groups
         )
+        if self.signal and self.sampler is not None:
+            gain = ncfd.functional.signal_discrepancy(
+                real.detach(), synthetic.detach(), self.sampler(), reduction="none", **groups
+            ).mean(1)
+            per_class = per_class + (gain.detach() - gain)  # nothing but ψ's gradient
         return per_class[:, None]
 
 
@@ -180,10 +212,11 @@ class Matching(nn.Module):
     Each layer has frequencies of its own. The first criterion is the last layer's.
     """
 
-    def __init__(self, criteria: list[nn.Module], dims: list[int]) -> None:
+    def __init__(self, criteria: list[nn.Module], dims: list[int], unit: str = "length") -> None:
         super().__init__()
         self.criteria = nn.ModuleList(criteria)
         self.dims = dims
+        self.unit = unit
 
     @property
     def samplers(self) -> list[Seeded]:
@@ -209,15 +242,97 @@ class Matching(nn.Module):
         for sampler in self.samplers:
             sampler.factor = factor
 
-    def forward(self, real: Tensor, synthetic: Tensor, **groups: Tensor | int) -> Tensor:
+    def _layers(
+        self,
+        real: Tensor,
+        synthetic: Tensor,
+        real_groups: Tensor,
+        synthetic_groups: Tensor,
+        num_groups: int,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Both sides of each layer, the last layer first, in the unit of the scales."""
         # Side by side as the network gives them: the last layer last.
         sizes = self.dims[::-1]
         layers = zip(real.split(sizes, 1), synthetic.split(sizes, 1), strict=True)
+        found = list(layers)[::-1]
+        if self.unit == "median":
+            for layer, (x, y) in enumerate(found):
+                x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+                unit = inverse_median_distances(x, real_groups, num_groups)[:, None]
+                found[layer] = (x * unit[real_groups], y * unit[synthetic_groups])
+        return found
+
+    def forward(
+        self,
+        real: Tensor,
+        synthetic: Tensor,
+        *,
+        real_groups: Tensor,
+        synthetic_groups: Tensor,
+        num_groups: int,
+    ) -> Tensor:
+        groups: dict[str, Any] = {
+            "real_groups": real_groups,
+            "synthetic_groups": synthetic_groups,
+            "num_groups": num_groups,
+        }
+        layers = self._layers(real, synthetic, **groups)
         values = [
             criterion(x, y, **groups).mean(1)
-            for criterion, (x, y) in zip(self.criteria, reversed(list(layers)), strict=True)
+            for criterion, (x, y) in zip(self.criteria, layers, strict=True)
         ]
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+
+    @torch.no_grad()
+    def signal(
+        self,
+        real: Tensor,
+        synthetic: Tensor,
+        *,
+        real_groups: Tensor,
+        synthetic_groups: Tensor,
+        num_groups: int,
+    ) -> Tensor:
+        """J of each class (C,), by the last layer and its frequencies."""
+        layers = self._layers(real, synthetic, real_groups, synthetic_groups, num_groups)
+        x, y = layers[0]
+        if self.unit == "length":
+            x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+        return ncfd.functional.signal_discrepancy(
+            x,
+            y,
+            self.samplers[0](),
+            x_groups=real_groups,
+            y_groups=synthetic_groups,
+            num_groups=num_groups,
+            reduction="none",
+        ).mean(1)
+
+
+@torch.no_grad()
+def inverse_median_distances(x: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """One over the median distance between the rows of each group (G,); 1 where all are equal."""
+    found = x.new_ones(num_groups)
+    for g in range(num_groups):
+        distances = F.pdist(x[groups == g])
+        distances = distances[distances > 0]
+        if len(distances):
+            found[g] = 1 / distances.median()
+    return found
+
+
+@torch.no_grad()
+def share_at_bound(now: Seeded, start: Seeded, seed: int, max_ratio: float) -> float:
+    """Share of the scales that have gone at least 95 % of the way to a bound, in its logarithm.
+
+    Both draw the same numbers, so that a spread of the scales cancels.
+    """
+    now_and_then = []
+    for sampler in (now, start):
+        stream = make_generator(seed, "probe", device=sampler.generator.device)
+        now_and_then.append(sampler.sampler.scales(generator=stream))
+    way = (now_and_then[0] / now_and_then[1]).log().abs() / math.log(max_ratio)
+    return (way > 0.95).float().mean().item()
 
 
 def frequency_factor(config: Config, iteration: int) -> float:
@@ -237,7 +352,8 @@ def make_matching(config: Config, dims: list[int]) -> Matching:
     for layer, dim in enumerate(dims):
         sampler = make_sampler(config, dim, layer)
         criteria.append(make_criterion(config, sampler))
-    return Matching(criteria, dims)
+    unit = "length" if config.method == "dm" else config.scale_unit  # means have no scale
+    return Matching(criteria, dims, unit)
 
 
 def make_sampler(config: Config, dim: int, layer: int = 0) -> Seeded | None:
@@ -258,6 +374,7 @@ def _law(config: Config, dim: int) -> nn.Module:
     """Return the law of the frequencies, learned where the method is a game."""
     count, scale = config.num_frequencies, config.scale
     bounds: dict[str, Any] = {"scale": scale, "max_ratio": config.max_ratio}
+    spread = {"spread": config.spread}
     if config.sampler == "mixture":
         # The closed form uses the scales only, and costs the same again for each of them.
         components = min(4, count) if config.method == "ncfm-exact" else None
@@ -268,14 +385,15 @@ def _law(config: Config, dim: int) -> nn.Module:
             method=config.frequency_draw,
             fixed_norm=config.fixed_norm,
             **bounds,
+            **spread,
         )
     if config.sampler == "direct":
         return NetworkFrequencies(dim, count, **bounds)
     if config.sampler == "diagonal":
         return ncfd.GaussianFrequencies(
-            dim, count, learnable=True, method=config.frequency_draw, **bounds
+            dim, count, learnable=True, method=config.frequency_draw, **bounds, **spread
         )
-    law = LAWS[config.sampler](dim, count, scale=scale, method=config.frequency_draw)
+    law = LAWS[config.sampler](dim, count, scale=scale, method=config.frequency_draw, **spread)
     return SingleScale(law, config.max_ratio) if config.method in GAMES else law
 
 
@@ -284,15 +402,27 @@ def make_criterion(config: Config, sampler: Seeded | None) -> nn.Module:
     if config.method == "dm":
         return MeanMatching()
     if config.method in ("mmd", "ncfm-exact"):
-        return ExactDiscrepancy(sampler, config.scale, config.loss == "unbiased")
+        spread = None
+        if config.spread and config.sampler != "mixture":  # whose scales are spread themselves
+            middles = (torch.arange(SPREAD_SCALES) + 0.5) / SPREAD_SCALES
+            spread = (config.spread * torch.special.ndtri(middles)).exp()
+            spread = spread[:, None].to(config.device)
+        return ExactDiscrepancy(
+            sampler,
+            config.scale,
+            config.loss == "unbiased",
+            normalize=config.scale_unit == "length",
+            signal=config.adversary == "signal",
+            spread=spread,
+        )
     assert sampler is not None
     return ncfd.NCFDLoss(
         sampler,
         alpha=config.alpha,
-        normalize=True,
+        normalize=config.scale_unit == "length",
         squared=config.loss != "root",
         unbiased=config.loss == "unbiased",
-        adversary="loss" if config.method == "ncfm" else None,
+        adversary=config.adversary if config.method == "ncfm" else None,
         reduction="none",
     )
 

@@ -40,6 +40,14 @@ SAMPLERS = {
     "uniform": "uniform on a box, one scale",
     "direct": "the output of a network",
 }
+ADVERSARIES = {
+    "signal": "the gap beyond the noise of the real images, where they carry signal",
+    "loss": "the loss of the images, the published form",
+}
+SCALE_UNITS = {
+    "length": "the length of a row of features, 1",
+    "median": "the median distance between the real images of the class, in every iteration",
+}
 DRAWS = ("random", "orthogonal", "structured", "sobol")
 SCHEDULES = ("constant", "rising")
 EXTRACTORS = {
@@ -107,6 +115,10 @@ class Config:
     layers: int = 1  # last blocks whose features are matched
     memory_limit_gb: float | None = None  # 1e9 bytes; None handles all classes together
     amp: bool = False  # bfloat16 products in the ConvNets
+    # As runs were before there was the choice, and where there is no ψ.
+    adversary: str = "loss"  # what ψ climbs, one of ADVERSARIES
+    spread: float = 0.0  # of the scales: they are log-normal around `scale`
+    scale_unit: str = "length"  # what `scale` is one over, one of SCALE_UNITS
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -166,6 +178,9 @@ def _preset(args: argparse.Namespace) -> dict[str, Any]:
         preset |= {"ipc": 1, "zoo_epochs": 10, "batch_real": 64}
     if args.dataset == "tinyimagenet" and args.preset == "paper":
         preset |= {"eval_epochs": 300}  # as published: 200 classes are 20 times the steps of 10
+    if args.method == "ncfm-exact":
+        # For ψ alone, which has no more than a few scales to learn.
+        preset |= {"num_frequencies": 256}
     if args.method == "mmd":
         # Scale 1 sees little beyond the mean, and without sampled frequencies a larger one has no
         # noise: on CIFAR-10 a point more than the means in each of three seeds, on the digits 0.1
@@ -230,11 +245,27 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         help="scale of the frequencies, for ψ the initial one; default: 3 for mmd, else 1",
     )
+    units = "; ".join(f"{name}: {text}" for name, text in SCALE_UNITS.items())
+    add(
+        "--scale-unit",
+        choices=SCALE_UNITS,
+        default="length",
+        help=f"what --scale is counted in one over. {units}. Default: %(default)s",
+    )
+    add(
+        "--spread",
+        type=float,
+        default=0.0,
+        help="spread the scales from the start, log-normally around --scale with this standard "
+        "deviation of the logarithm: %(default)s",
+    )
+    climbed = "; ".join(f"{name}: {text}" for name, text in ADVERSARIES.items())
+    add("--adversary", choices=ADVERSARIES, help=f"what ψ climbs. {climbed}. Default: loss")
     add(
         "--max-ratio",
         type=float,
-        default=2.0,
-        help="ψ keeps every scale within this factor of --scale: %(default)s",
+        help="ψ keeps every scale within this factor of --scale (default: 30, and 2 with "
+        "--adversary loss, which runs to its bound)",
     )
     add("--lr-image", type=float, help="rate of the images, as for one class at a time")
     add("--sampler-lr", type=float, help="rate of ψ")
@@ -364,6 +395,9 @@ def configure(args: argparse.Namespace) -> Config:
     # high frequencies, where the images say nothing any more: with `root` ψ runs to its bound.
     values["loss"] = _loss(args, values)
     values["sampler"] = _sampler(args)
+    values["adversary"] = _adversary(args)
+    if values["max_ratio"] is None:
+        values["max_ratio"] = 30.0 if values["adversary"] == "signal" else 2.0
     values["baselines"] = names("baselines", args.baselines, BASELINES)
     if args.scores:
         values["baselines"] += [n for n in ("random", "full") if n not in values["baselines"]]
@@ -387,6 +421,7 @@ def configure(args: argparse.Namespace) -> Config:
         _check(name, values, values[name] >= 1, "a whole number >= 1")
     _check("alpha", values, 0 <= config.alpha <= 1, "a number in [0, 1]")
     _check("scale", values, 0 < config.scale < float("inf"), "a number > 0")
+    _check("spread", values, 0 <= config.spread <= 10, "a number in [0, 10]")
     good = 0 < config.lr_image <= HIGHEST_RATE
     _check("lr_image", values, good, f"a number > 0 and at most {HIGHEST_RATE:g}")
     _check("max_ratio", values, 1 < config.max_ratio < float("inf"), "a number > 1")
@@ -485,12 +520,22 @@ def _sampler(args: argparse.Namespace) -> str | None:
             raise ValueError(
                 f"--frequency-draw must be random for {obstacle}; got {args.frequency_draw}"
             )
+    if args.spread and sampler == "direct":
+        raise ValueError(f"--spread needs a law with a scale; got --sampler {sampler}")
     if args.method in ("dm", "mix", "random") and args.frequency_schedule != "constant":
         raise ValueError(
             f"--frequency-schedule must be constant for --method {args.method}, which has no "
             f"frequencies; got {args.frequency_schedule}"
         )
     return sampler
+
+
+def _adversary(args: argparse.Namespace) -> str:
+    """Choose what ψ climbs."""
+    if args.method not in GAMES:
+        return "loss"  # as every run without ψ has it, whatever else shares its line of options
+    adversary: str | None = args.adversary
+    return adversary or "loss"
 
 
 def given(arguments: Sequence[str] | None = None) -> set[str]:
@@ -516,9 +561,13 @@ def idle(config: Config, given: Collection[str]) -> list[str]:
         ("data_dir", config.dataset != "digits", "with --dataset digits"),
         ("iterations lr_image", matched or config.fine_tune, unmatched),
         ("batch_real patience extractor layers calibration", matched, unmatched),
-        ("alpha loss scale", compared, method),
+        ("alpha loss scale scale_unit spread", compared, method),
         ("num_frequencies", config.method in (*DRAWING, "ncfm-exact"), method),
-        ("max_ratio sampler_lr", config.method in GAMES, f"{method}, where ψ does not move"),
+        (
+            "adversary max_ratio sampler_lr",
+            config.method in GAMES,
+            f"{method}, where ψ does not move",
+        ),
         ("factor", bool(sets - {"random", "herding", "full"}), method),
         ("zoo", zoo, f"{method}, which needs no zoo"),
         ("zoo_size zoo_epochs", zoo, f"{method}, which needs no zoo"),

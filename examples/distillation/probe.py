@@ -11,6 +11,7 @@ import ncfd
 from . import diagnosis, formation, matching, networks, processes
 from .chunks import Chunk
 from .data import Data, RealBatches
+from .history import History
 from .options import GAMES, Config
 from .randomness import generator
 from .zoo import Zoo
@@ -68,6 +69,13 @@ class Probe:
         for pick in picks[:10] if criterion.samplers else []:
             features.append(self._features(batches.fetch([pick])[0])[:, -criterion.dims[0] :])
         self.batch = F.normalize(torch.cat(features), dim=1) if features else None
+        # Rows are looked at in the unit that the scales are in.
+        self.unit = data.mean.new_ones(data.num_classes)
+        if features and criterion.unit == "median":
+            self.unit = matching.inverse_median_distances(
+                self.batch, self.batch_labels, data.num_classes
+            )
+            self.batch = self.batch * self.unit[self.batch_labels, None]
         self.looked_at = (self.batch, self.batch_labels)
         if features and config.batch_real < LOOKED_AT:
             self.looked_at = self._looked_at()
@@ -81,7 +89,8 @@ class Probe:
         batches = RealBatches(self.data, LOOKED_AT, stream)
         images, labels = batches.fetch(batches.choose()[:10])
         width = self.batch.shape[1]
-        return F.normalize(self._features(images)[:, -width:], dim=1), labels
+        rows = F.normalize(self._features(images)[:, -width:], dim=1)
+        return rows * self.unit[labels, None], labels
 
     def _features(self, images: Tensor) -> Tensor:
         layers = self.config.layers
@@ -95,15 +104,17 @@ class Probe:
         decoded = (formation.decode(piece, self.config.factor) for piece in pieces)
         return torch.cat([self._features(self.data.normalise(piece)) for piece in decoded])
 
-    def _losses(self, criterion: matching.Matching, k: int, x: Tensor) -> Tensor:
-        """Return the loss of each class of chunk k."""
+    def _losses(
+        self, criterion: matching.Matching, k: int, x: Tensor, *, signal: bool = False
+    ) -> Tensor:
+        """Return the loss of each class of chunk k, or J, what ψ finds of signal."""
         # The same noise for every measurement: what differs is ψ and the images.
         kept = [sampler.generator for sampler in criterion.samplers]
         for sampler in criterion.samplers:
             sampler.generator = generator(self.config.seed, "probe", device=self.config.device)
         real, real_groups = self.real[k]
         with torch.no_grad():
-            values: Tensor = criterion(
+            values: Tensor = (criterion.signal if signal else criterion)(
                 real,
                 x,
                 real_groups=real_groups,
@@ -119,7 +130,7 @@ class Probe:
         C = self.data.num_classes
         names = ["probe/images"]
         if self.config.method in GAMES:
-            names += ["probe/both", "probe/sampler"]
+            names += ["probe/both", "probe/sampler", "signal/now", "signal/start"]
         losses = {name: torch.zeros(C, device=images.device) for name in names}
         for k, part in enumerate(self.parts):
             now = self._synthetic_features(images[part.rows])
@@ -130,6 +141,8 @@ class Probe:
                 if start is None:
                     start = self._synthetic_features(self.initial_images[part.rows])
                 losses["probe/sampler"][part.classes] = self._losses(criterion, k, start)
+                for name, psi in (("signal/now", criterion), ("signal/start", self.first)):
+                    losses[name][part.classes] = self._losses(psi, k, now, signal=True)
         processes.add_up(*losses.values())
         seen = {name: values.mean().item() for name, values in losses.items()}
         if self.batch is not None:
@@ -151,13 +164,44 @@ class Probe:
                 "scale/lowest": scales.min().item(),
                 "scale/mean": scales.mean().item(),
                 "scale/highest": scales.max().item(),
+                "scale/rms": scales.square().mean().sqrt().item(),
                 "phi/quantile_10": quantiles[0],
                 "phi/median": quantiles[1],
                 "phi/quantile_90": quantiles[2],
             }
+            if self.config.method in GAMES and self._bounded():
+                seen["scale/at_bound"] = matching.share_at_bound(
+                    criterion.samplers[0],
+                    self.first.samplers[0],
+                    self.config.seed,
+                    self.config.max_ratio,
+                )
         return seen
 
-    def diagnose(self, images: Tensor, criterion: matching.Matching) -> diagnosis.Diagnosis | None:
+    def _bounded(self) -> bool:
+        """Whether ψ keeps its scales within `--max-ratio` of their start."""
+        return self.config.sampler != "direct" and not self.config.fixed_norm
+
+    def course(
+        self, images: Tensor, criterion: matching.Matching, history: History
+    ) -> diagnosis.Course | None:
+        """Where ψ has gone from the first look to the images at the end; None without ψ."""
+        if self.config.method not in GAMES:
+            return None
+        now = self.measure(images, criterion)
+        first = {name: history.series[name][1][0] for name in ("scale/rms", "signal/now")}
+        return diagnosis.Course(
+            scale=(first["scale/rms"], now["scale/rms"]),
+            signal=(first["signal/now"], now["signal/now"]),
+            signal_of_start=now["signal/start"],
+            at_bound=now.get("scale/at_bound"),
+            max_ratio=self.config.max_ratio,
+            adversary=self.config.adversary,
+        )
+
+    def diagnose(
+        self, images: Tensor, criterion: matching.Matching, course: diagnosis.Course | None
+    ) -> diagnosis.Diagnosis | None:
         """Look at up to ten classes of the first chunk, by the frequencies of the last layer."""
         if self.batch is None:
             return None
@@ -169,10 +213,11 @@ class Probe:
             t = criterion.samplers[0].sampler(generator=stream)
         return diagnosis.diagnose(
             self.looked_at,
-            (F.normalize(features, dim=1), labels),
+            (F.normalize(features, dim=1) * self.unit[labels, None], labels),
             t,
             self.data.class_names[: min(10, part.last)],
             clipped=(diagnosis.clipped(self.initial_images), diagnosis.clipped(images)),
+            course=course,
         )
 
     def floors(self) -> dict[str, float]:

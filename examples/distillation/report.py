@@ -194,6 +194,15 @@ def save_plots(folder: Path, history: History, floors: dict[str, float]) -> list
         },
     )
     draw(
+        "signal",
+        "J: what is left to find where real images carry signal, held out",
+        "J, mean over classes",
+        {
+            "signal/now": "images now, frequencies now",
+            "signal/start": "images now, frequencies of the start",
+        },
+    )
+    draw(
         "gradients",
         "Gradient norms",
         "norm",
@@ -208,11 +217,12 @@ def save_plots(folder: Path, history: History, floors: dict[str, float]) -> list
     )
     draw(
         "scale",
-        "Scale of the frequencies (features have unit norm)",
-        "radians per unit",
+        "Scale of the frequencies",
+        "radians per unit of the features",
         {
             "scale/highest": "largest coordinate scale",
             "scale/mean": "mean",
+            "scale/rms": "root mean square",
             "scale/lowest": "smallest",
         },
     )

@@ -11,6 +11,14 @@ PROTOCOL = (
     *("--eval-epochs", "80", "--eval-runs", "1", "--num-frequencies", "1024", "--no-baselines"),
 )
 
+#: Runs that converge: at 16 pixels an iteration costs a fifth of one at 32. Two to five minutes of
+#: a core that multiplies bfloat16.
+CONVERGED = (
+    *("--image-size", "16", "--width", "64", "--amp", "--ipc", "10"),
+    *("--zoo-size", "3", "--zoo-epochs", "4", "--iterations", "600", "--batch-real", "64"),
+    *("--eval-epochs", "250", "--eval-runs", "2", "--num-frequencies", "1024", "--no-baselines"),
+)
+
 #: The same for a rehearsal: whether everything works, and nothing else.
 QUICK = (
     *("--ipc", "4", "--width", "8", "--zoo-size", "2", "--zoo-epochs", "1"),
@@ -42,6 +50,7 @@ class Study:
     x_log: bool = False
     players: bool = False  # also what became of ψ: columns, curves, diagnosis
     images: bool = False  # also the distilled images side by side
+    protocol: tuple[str, ...] = PROTOCOL
 
     def row(self, name: str) -> Row:
         (found,) = (row for row in self.rows if row.name == name)
@@ -56,6 +65,17 @@ SCALE = ("--scale", "3")
 # for α = 1/2 only, and α would then be compared across two losses.
 FIXED = ("--method", "ncfm-fixed", "--loss", "squared", *SCALE)
 GAME = ("--method", "ncfm", "--loss", "squared", *SCALE)
+
+SIGNAL = ("--method", "ncfm", "--adversary", "signal")
+# One scale has no network between it and its optimizer, and is moved by less at the same rate.
+FAST = ("--sampler-lr", "2e-2")
+# Two hundred and fifty-six frequencies for ψ's J; the images' loss has them all.
+EXACT = ("--method", "ncfm-exact", "--adversary", "signal", "--num-frequencies", "256")
+
+
+def _at(name: str, options: tuple[str, ...], *scales: float) -> tuple[Row, ...]:
+    return tuple(Row(f"{name}{s:g}", (*options, "--scale", f"{s:g}")) for s in scales)
+
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 COUNTS = (16, 64, 256, 1024, 4096)
@@ -163,6 +183,34 @@ _ALL = (
         FIXED,
         tuple(Row(name, ("--frequency-schedule", name)) for name in ("constant", "rising")),
         reference="constant",
+    ),
+    Study(
+        "adversary",
+        "What should ψ climb, does it find its scale from any start, and is it better than a fixed "
+        "law?",
+        ("--loss", "squared"),
+        (
+            Row("dm", ("--method", "dm")),
+            *_at("mmd, ", ("--method", "mmd"), 1, 3),
+            *_at("mmd, median × ", ("--method", "mmd", "--scale-unit", "median"), 1, 2),
+            *_at("fixed, ", ("--method", "ncfm-fixed"), 1, 3),
+            *_at("ψ on J from ", SIGNAL, 1, 6, 3, 0.5),
+            *_at("ψ on the loss from ", ("--method", "ncfm", "--adversary", "loss"), 1),
+            *_at(
+                "ψ on the loss, wide, from ",
+                ("--method", "ncfm", "--adversary", "loss", "--max-ratio", "30"),
+                1,
+            ),
+            *_at("exact, ψ on J from ", EXACT, 1),
+            *_at("exact, one scale on J from ", (*EXACT, "--sampler", "normal", *FAST), 1),
+            *_at("one scale on J from ", (*SIGNAL, "--sampler", "normal", *FAST), 1),
+            *_at("fixed, spread 0.7, ", ("--method", "ncfm-fixed", "--spread", "0.7"), 1),
+            *_at("mmd, spread 0.7, ", ("--method", "mmd", "--spread", "0.7"), 3),
+            *_at("fixed, ", ("--method", "ncfm-fixed"), 0.5, 6),
+        ),
+        reference="dm",
+        players=True,
+        protocol=CONVERGED,
     ),
     Study(
         "loss",

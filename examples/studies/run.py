@@ -115,7 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base = ["--dataset", args.dataset]
     if args.data_dir is not None:
         base += ["--data-dir", str(args.data_dir)]
-    base += questions.QUICK if args.quick else questions.PROTOCOL
     failed: list[str] = []
     # The first seed of all studies before the second of any: whatever ends it, all have a table.
     for count in range(1, len(wanted) + 1):
@@ -127,12 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     project(output, wanted[0], passed, command, quick=args.quick)
                 continue
             study = STUDIES[name]
+            protocol = questions.QUICK if args.quick else study.protocol
             rows = [row.name for row in study.rows]
             if args.rows:
                 rows = chosen("--rows", args.rows, rows, ";")
             failed += conduct(
                 study,
-                {seed: plans(study, seed, base, passed, output) for seed in wanted},
+                {seed: plans(study, seed, [*base, *protocol], passed, output) for seed in wanted},
                 rows,
                 wanted[count - 1],
                 output,

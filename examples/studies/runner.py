@@ -18,7 +18,7 @@ from distillation import checkpoint, options, report
 PROGRAM = Path(__file__).parents[1] / "distill_cifar.py"
 
 #: What of a run's history is kept with a study.
-KEPT = ("loss/matching", "probe/", "scale/", "phi/")
+KEPT = ("loss/matching", "probe/", "scale/", "signal/", "phi/")
 
 #: Points of a curve that are kept; a plot shows no more.
 POINTS = 40

@@ -6,6 +6,7 @@ Letters: D features, F frequencies.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -18,6 +19,9 @@ from ncfd.frequencies import _draws as draws
 
 #: A step of a raw scale multiplies a scale by 4 to that step, or by less within narrower bounds.
 _PACE = math.log(4)
+
+#: A scale beyond this share of the logarithm of its bound is at it.
+_AT_BOUND = 0.95
 
 
 class _Frequencies(nn.Module):
@@ -129,11 +133,16 @@ class _Frequencies(nn.Module):
     def _meet(self, real: Tensor) -> None:
         """Learn D from the first samples, and hold others to it."""
         if self.dim is None:
+            if real.ndim > 3:  # more often feature maps than a batch of batches
+                raise ValueError(
+                    "dim=None is learned from samples (N, D) or (B, N, D), got "
+                    f"{check.describe(real)}{check.as_rows(real, 'real')}; or name dim"
+                )
             self._settle(real.shape[-1], real.device)
         elif real.shape[-1] != self.dim:
             raise ValueError(
                 f"real must have {self.dim} features like the frequencies, "
-                f"got {check.describe(real)}"
+                f"got {check.describe(real)}{check.as_rows(real, 'real')}"
             )
 
     def _sample(self, dim: int, generator: torch.Generator | None) -> Tensor:
@@ -174,6 +183,7 @@ class _Scaled(_Frequencies):
     """ψ and the fixed laws: a scale that is learned within bounds, or spread."""
 
     spread = 0.0  # of modules stored by earlier versions
+    _told_of_bound = False
 
     def __init__(
         self,
@@ -221,7 +231,36 @@ class _Scaled(_Frequencies):
         optimizer's step of ``raw`` is the same factor near the start for every ratio from 4 on.
         """
         bound = math.log(self.max_ratio)
-        return self.base_scale * torch.exp(bound * torch.tanh(min(1.0, _PACE / bound) * raw))
+        place = torch.tanh(min(1.0, _PACE / bound) * raw)
+        if not self._told_of_bound and torch.is_grad_enabled() and check.values_visible(place):
+            self._look_at_bound(place.detach())
+        return self.base_scale * torch.exp(bound * place)
+
+    def _look_at_bound(self, place: Tensor) -> None:
+        """Warn, once, of scales of which most have gone as far as they may.
+
+        Not on an accelerator, which would have to be waited for.
+        """
+        share = (place.abs() > _AT_BOUND).double().mean().item()
+        if share <= 0.5:
+            return
+        self._told_of_bound = True
+        high = (place > _AT_BOUND).double().mean().item() > 0.5 * share
+        side, way_out = (
+            (
+                "above",
+                "an adversary that ascends the loss runs away where there is nothing but noise",
+            )
+            if high
+            else ("below", "where there is no signal at the start, an adversary finds no way")
+        )
+        warnings.warn(
+            f"{share:.0%} of the scales of {type(self).__name__} are at their bound, most of them "
+            f"{side} scale by the factor max_ratio = {self.max_ratio:g}: {way_out}; see "
+            "frequency_report(x, t), begin nearer to the data (scale='median'), use "
+            "adversary='signal' or a lower learning rate, or raise max_ratio",
+            stacklevel=2,
+        )
 
     def extra_repr(self) -> str:
         """Sizes and options, for ``print``."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ncfd.ops import _operator, _phases
+from ncfd.ops import _fused, _operator, _phases
 from ncfd.ops._budget import BUDGET
 
 #: Σ cos and Σ sin, each ``(*, F)`` or, with groups, ``(G, F)``.
@@ -283,7 +283,7 @@ def _are_few(sides: Sequence[Side], t: Tensor) -> bool:
         return False
     phases = (x.shape[0] + y.shape[0]) * t.shape[0]
     few = 2 * phases * t.element_size() <= min(BUDGET["few"], BUDGET["kept"])
-    return few and _phases.keeps_phases(x, t, None)
+    return few and not _fused.takes(x, t, None)
 
 
 class _FewSums(torch.autograd.Function):

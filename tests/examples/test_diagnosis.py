@@ -1,11 +1,12 @@
 """The section of the distillation report that says whether the game was healthy."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import distill_cifar
 import pytest
 import torch
-from distillation.diagnosis import clipped, diagnose
+from distillation.diagnosis import Course, clipped, diagnose
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,6 +107,40 @@ def test_the_failure_of_a_whole_run_is_named_and_no_other(
     results = distill_cifar.main([*common, *options, "--output-dir", str(tmp_path / "run")])
     (line,) = (w for w in results["warnings"] if "collapsed" in w or "0 or 1" in w)
     assert named in line
+
+
+def test_psi_that_climbs_the_loss_ends_at_its_bound_and_on_signal_it_does_not(
+    tmp_path: Path,
+) -> None:
+    given = ["--method", "ncfm", "--loss", "root", "--scale", "2", "--max-ratio", "32"]
+    given += ["--sampler-lr", "1e-2", "--ipc", "4", "--width", "8", "--zoo-size", "1"]
+    given += ["--zoo-epochs", "1", "--iterations", "40", "--batch-real", "32", "--eval-epochs", "1"]
+    given += ["--num-frequencies", "64", "--eval-runs", "1", "--no-baselines", "--device", "cpu"]
+    for adversary, runs_away in (("loss", True), ("signal", False)):
+        folder = tmp_path / adversary
+        arguments = [*given, "--adversary", adversary, "--output-dir", str(folder)]
+        warnings = distill_cifar.main(arguments)["warnings"]
+        assert any("of ψ's scales are at a bound" in w for w in warnings) == runs_away
+        assert any("all frequencies carry only noise" in w for w in warnings) == runs_away
+        page = (folder / "report.md").read_text(encoding="utf-8")
+        assert "ψ: root mean square scale 2 at the start" in page
+
+
+def test_where_psi_has_gone_is_said_and_a_bound_that_decides_is_named() -> None:
+    course = Course((1.0, 1.6), (0.02, 0.004), 0.003, 0.25, 30.0, "signal")
+    both = batch(0, 200), batch(1, 20)
+    found = diagnose(*both, frequencies(1.0), NAMES, course=course)
+    assert found.warnings == []
+    assert "root mean square scale 1 at the start, 1.6 now; 25% of the scales at a" in found.text
+    assert "J 0.02 at the start, 0.004 now, 0.003 now at the frequencies of the" in found.text
+    assert "100% of its frequencies carry signal" in found.text
+    for adversary, way_out in (("signal", "larger --max-ratio"), ("loss", "--adversary signal")):
+        stuck = replace(course, at_bound=0.6, adversary=adversary)
+        (line,) = diagnose(*both, frequencies(1.0), NAMES, course=stuck).warnings
+        assert line.startswith("60% of ψ's scales are at a bound, a factor of 30 from")
+        assert way_out in line
+    free = diagnose(*both, frequencies(1.0), NAMES, course=replace(course, at_bound=None))
+    assert "bound" not in free.text
 
 
 def test_the_worst_class_speaks() -> None:

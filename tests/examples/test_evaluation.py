@@ -25,6 +25,26 @@ from distillation.interruption import Stop
 from distillation.randomness import generator
 
 
+def test_the_figure_to_quote_is_that_of_the_last_epoch(digits):
+    network = networks.ConvNet(1, 16, 10, width=4, depth=2)
+    images = digits.train_images[:20].float() / 255
+    runs = evaluation.evaluate(
+        network,
+        digits,
+        images,
+        digits.train_labels[:20],
+        factor=1,
+        epochs=12,
+        runs=2,
+        seed=0,
+        name="x",
+    )
+    quoted = evaluation.summary(runs)
+    assert quoted["runs"] == [run.curve[-1][1] for run in runs]
+    assert quoted["best_epoch_mean"] == sum(max(c[1] for c in run.curve) for run in runs) / 2
+    assert quoted["mean"] == sum(quoted["runs"]) / 2
+
+
 @pytest.fixture
 def few(digits):
     """Fewer digits."""

@@ -34,6 +34,19 @@ def test_16_bits_have_white_at_65535_whatever_they_hold(tmp_path, kind, value):
     assert centre(path) == (round(value / 257), True)
 
 
+@pytest.mark.parametrize(("value", "said"), [(1000, True), (4095, True), (40000, False)])
+def test_dark_images_are_said_to_be(tmp_path, capsys, value, said):
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(3):
+                plain(value, np.uint16).save(tmp_path / part / name / f"{k}.png")
+    found = imagefolder.read(layouts.find("imagefolder", tmp_path), 8, use_cache=False)
+    assert found.images.max() == round(value / 257)
+    message = f"no value above {round(value / 257)} of 255"
+    assert (message in capsys.readouterr().err) == said
+
+
 @pytest.mark.parametrize("white", [1023, 4095, 16383])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_largest_value_that_a_file_names_is_white(tmp_path, white, share):

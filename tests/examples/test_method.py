@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import NormalDist
 
 import distill_cifar
+import numpy as np
 import pytest
 import torch
 from distillation import chunks, formation, matching, networks, options, refinement, zoo
@@ -69,6 +71,9 @@ def gradients_of_a_step(config, data, folder, monkeypatch, at_once):
         (["--method", "ncfm", "--calibration", "1"], 3),  # images, ψ, calibration
         (["--method", "ncfm", "--loss", "root", "--alpha", "0.3", "--layers", "2"], 2),
         (["--method", "ncfm-exact"], 2),
+        (["--method", "ncfm", "--adversary", "signal", "--spread", "0.5"], 2),
+        (["--method", "ncfm-exact", "--adversary", "signal"], 2),
+        (["--method", "mmd", "--scale-unit", "median"], 1),
         (["--method", "dm"], 1),
     ],
 )
@@ -136,6 +141,143 @@ def test_samplers_have_as_many_scales_as_their_names_say():
     assert count == {"diagonal": 8, "normal": 1, "student": 1, "laplace": 1, "uniform": 1}
     fixed = configure("--method", "ncfm-fixed", "--sampler", "laplace")
     assert not list(matching.make_sampler(fixed, 8).parameters())
+
+
+TWO_CLASSES = {
+    "real_groups": torch.arange(40) % 2,
+    "synthetic_groups": torch.arange(12) % 2,
+    "num_groups": 2,
+}
+
+
+def two_classes(dim=8):
+    draw = generator("two classes")
+    real = torch.randn(40, dim, generator=draw) + 2 * (torch.arange(40) % 2)[:, None]
+    return real, torch.randn(12, dim, generator=draw) + 1
+
+
+@pytest.mark.parametrize("method", options.GAMES)
+@pytest.mark.parametrize("sampler", ["mixture", "normal"])
+def test_signal_is_what_psi_climbs_and_the_loss_what_the_images_descend(method, sampler):
+    given = ["--method", method, "--sampler", sampler, "--loss", "squared"]
+    seen = {}
+    for adversary in options.ADVERSARIES:
+        config = configure(*given, "--adversary", adversary)
+        criterion = matching.make_matching(config, [8])
+        real, synthetic = two_classes()
+        synthetic.requires_grad_()
+        values = criterion(real, synthetic, **TWO_CLASSES)
+        values.sum().backward()
+        slopes = torch.cat([p.grad.flatten() for p in criterion.parameters() if p.grad is not None])
+        seen[adversary] = values.detach(), synthetic.grad, slopes
+    torch.testing.assert_close(seen["signal"][0], seen["loss"][0])
+    torch.testing.assert_close(seen["signal"][1], seen["loss"][1])
+    # Minus J's slope: what the optimizer descends.
+    config = configure(*given, "--adversary", "signal")
+    criterion = matching.make_matching(config, [8])
+    sampling = criterion.samplers[0]
+    if method == "ncfm-exact":
+        sampling.scales()  # drawn for the images, before the frequencies
+    real, synthetic = (torch.nn.functional.normalize(x, dim=1) for x in two_classes())
+    t = sampling()
+    gain = 0
+    for c in (0, 1):
+        # The formula of the guide, spelled out.
+        x, y = (
+            torch.exp(1j * (rows[TWO_CLASSES[f"{side}_groups"] == c] @ t.T)).mean(0)
+            for side, rows in (("real", real), ("synthetic", synthetic))
+        )
+        noise = (1 - x.abs() ** 2) / (20 - 1)
+        gain = gain + (((x - y).abs() ** 2 - noise) * (x.abs() ** 2 - noise).clamp(min=0)).mean()
+    gain.backward()
+    slopes = torch.cat([p.grad.flatten() for p in sampling.parameters() if p.grad is not None])
+    assert slopes.abs().max() > 0
+    torch.testing.assert_close(
+        seen["signal"][2], -slopes, rtol=1e-3, atol=1e-5 * slopes.abs().max().item()
+    )
+    # And the report's J is the same number.
+    criterion = matching.make_matching(config, [8])
+    if method == "ncfm-exact":
+        criterion.samplers[0].scales()
+    found = criterion.signal(*two_classes(), **TWO_CLASSES).sum()
+    torch.testing.assert_close(found, gain.detach())
+
+
+def test_a_median_unit_is_that_of_each_class_of_real_images():
+    real, synthetic = two_classes()
+    rows = torch.nn.functional.normalize(real, dim=1).double().numpy()
+    config = configure("--method", "mmd", "--scale", "2", "--scale-unit", "median")
+    values = matching.make_matching(config, [8])(real, synthetic, **TWO_CLASSES)
+    for c in (0, 1):
+        own = rows[c::2]
+        apart = np.linalg.norm(own[:, None] - own[None], axis=2)[np.triu_indices(20, 1)]
+        alone = configure("--method", "mmd", "--scale", f"{2 / np.median(apart)}")
+        plain = matching.make_matching(alone, [8])(real, synthetic, **TWO_CLASSES)
+        # PyTorch's median of an even number is the lower one of the middle two.
+        assert values[c].item() == pytest.approx(plain[c].item(), rel=0.01)
+        assert values[c].item() != pytest.approx(values[1 - c].item(), rel=0.05)
+    # Sampled frequencies see the same rows, and a class of equal rows does not divide by zero.
+    one = torch.ones(4, 8)
+    few = {"real_groups": torch.zeros(4).long(), "synthetic_groups": torch.zeros(4).long()}
+    for method in ("ncfm", "ncfm-fixed"):
+        config = configure("--method", method, "--scale-unit", "median", "--loss", "squared")
+        criterion = matching.make_matching(config, [8])
+        assert criterion(one, -one, **few, num_groups=1).isfinite().all()
+        criterion.mark()
+        value = criterion(real, synthetic, **TWO_CLASSES)
+        criterion.rewind()
+        t = criterion.samplers[0]()
+        unit = matching.inverse_median_distances(
+            torch.nn.functional.normalize(real, dim=1), TWO_CLASSES["real_groups"], 2
+        )
+        x, y = (
+            torch.exp(1j * (unit[0] * torch.nn.functional.normalize(rows, dim=1)[::2] @ t.T))
+            for rows in (real, synthetic)
+        )
+        expected = 0.5 * (x.mean(0) - y.mean(0)).abs().square().mean()
+        assert value[0].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_spread_is_log_normal_around_the_scale():
+    # mmd: the mean over the scales, each for an equal share of the law.
+    real, synthetic = two_classes()
+    z = [NormalDist().inv_cdf((k + 0.5) / 8) for k in range(8)]
+    parts = []
+    for v in z:
+        config = configure("--method", "mmd", "--scale", f"{3 * math.exp(0.7 * v)}")
+        parts.append(matching.make_matching(config, [8])(real, synthetic, **TWO_CLASSES))
+    config = configure("--method", "mmd", "--scale", "3", "--spread", "0.7")
+    values = matching.make_matching(config, [8])(real, synthetic, **TWO_CLASSES)
+    torch.testing.assert_close(values, torch.stack(parts).mean(0), rtol=1e-4, atol=1e-6)
+    # The same of a learned single scale; ψ's and the fixed laws' draws are spread.
+    game = configure(
+        *("--method", "ncfm-exact", "--sampler", "normal", "--scale", "3", "--spread", "0.7"),
+        *("--loss", "unbiased"),
+    )
+    unbiased = configure("--method", "mmd", "--scale", "3", "--spread", "0.7", "--loss", "unbiased")
+    torch.testing.assert_close(
+        matching.make_matching(game, [8])(real, synthetic, **TWO_CLASSES),
+        matching.make_matching(unbiased, [8])(real, synthetic, **TWO_CLASSES),
+    )
+    for method in ("ncfm", "ncfm-fixed"):
+        spreads = []
+        for spread in ("0", "0.7"):
+            given = ["--method", method, "--spread", spread, "--num-frequencies", "512"]
+            config = configure(*given)
+            t = matching.make_sampler(config, 400)()
+            spreads.append(t.norm(dim=1).log().std().item())
+        assert spreads[0] < 0.1
+        assert 0.4 < spreads[1] < 0.9
+
+
+def test_scales_at_a_bound_are_counted():
+    config = configure("--adversary", "signal", "--spread", "0.5", "--max-ratio", "4")
+    start, now = (matching.make_sampler(config, 8) for _ in range(2))
+    assert matching.share_at_bound(now, start, 0, 4.0) == 0
+    with torch.no_grad():  # two of eight coordinates as high as they may, one half the way
+        now.sampler.network[-1].bias[:2] = 9.0
+        now.sampler.network[-1].bias[2] = 0.5
+    assert matching.share_at_bound(now, start, 0, 4.0) == pytest.approx(2 / 8)
 
 
 def test_frequencies_come_as_they_are_asked_for():

@@ -405,6 +405,14 @@ def test_scale_depends_on_the_method_and_on_what_is_given():
     assert configure("--method", "mmd", "--scale", "0.5").scale == 0.5
 
 
+def test_the_bound_follows_what_psi_climbs():
+    assert configure("--adversary", "signal").max_ratio == 30
+    assert configure("--adversary", "loss").max_ratio == 2
+    assert configure("--adversary", "signal", "--max-ratio", "5").max_ratio == 5
+    # One line of options serves several methods.
+    assert configure("--adversary", "signal", "--method", "mmd").adversary == "loss"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -420,6 +428,11 @@ def test_scale_depends_on_the_method_and_on_what_is_given():
         (["--method", "dm", "--frequency-schedule", "rising"], "must be constant for --method dm"),
         (["--method", "mix", "--frequency-schedule", "rising"], "constant for --method mix"),
         (["--fixed-norm", "--sampler", "normal"], "--fixed-norm needs --sampler mixture"),
+        (
+            ["--spread", "0.5", "--sampler", "direct"],
+            "--spread needs a law .* got --sampler direct",
+        ),
+        (["--spread", "11"], r"--spread must be a number in \[0, 10\]; got 11"),
         (["--layers", "3"], "--layers must be at most --depth 2"),
         (["--memory-limit-gb", "0"], "--memory-limit-gb must be a number > 0"),
     ],
@@ -434,6 +447,14 @@ def test_what_is_not_defined_is_refused(arguments, message):
     [
         ("--alpha 0.3 --iterations 3 --max-ratio 3 --zoo-size 2 --factor 1", []),
         ("--method ncfm-fixed --alpha 0.3 --num-frequencies 9 --scale 2", []),
+        (
+            "--method mmd --adversary signal --max-ratio 3 --spread 1 --scale-unit median",
+            ["--adversary, --max-ratio: no effect with --method mmd, where ψ does not move"],
+        ),
+        (
+            "--method dm --spread 1 --scale-unit median",
+            ["--scale-unit, --spread: no effect with --method dm"],
+        ),
         ("--method mix --iterations 3 --calibration --zoo-size 2 --baselines dm", []),
         ("--method random --factor 4 --zoo-epochs 3 --fine-tune --lr-image 1e-3", []),
         ("--baselines full --full-epochs 3 --num-frequencies 1024", []),
