@@ -558,6 +558,22 @@ def test_quoted_benchmarks_are_those_on_file():
     assert quoted == 13
 
 
+def test_quoted_times_of_sigreg_are_those_on_file():
+    file = DOCS.parent / "benchmarks" / "results" / "sliced-cpu-intel-xeon.json"
+    tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
+    page = (GUIDE / "benchmarks.md").read_text(encoding="utf-8")
+    ours, theirs = {}, {}
+    for row in tables["sliced"]:
+        case = f"| {row['N']}, {row['D']}, {row['slices']} | {row['threads']} |"
+        if row["contender"] == "ncfd":
+            ours[case] = f"{row['both_ms']:.1f}"
+        else:
+            theirs.setdefault(case, []).append(f"{row['times_as_long']:.1f} ×")
+    assert len(ours) == 8
+    for case, time in ours.items():
+        assert f"{case} {time} | {' | '.join(theirs[case])} |" in page, case
+
+
 def rendered(text):
     markdown = pytest.importorskip("markdown", reason="a part of the documentation's tools")
     pytest.importorskip("latex2mathml", reason="a part of the documentation's tools")

@@ -25,7 +25,7 @@ WEIGHT, BATCH, DIM = 0.05, 128, 16
 
 
 def run(device: torch.device, quick: bool, written: Records) -> None:
-    slices, epochs, seeds = (8, 2, 2) if quick else (1024, 20, 5)
+    slices, epochs, seeds = (8, 2, 2) if quick else (1024, 20, 3)
     makers: dict[str, Callable[[], torch.nn.Module | None]] = {
         "ncfd": lambda: ncfd.SIGReg(slices),
         "LeJEPA": lambda: sliced.LIBRARIES["LeJEPA"](slices),
