@@ -203,7 +203,7 @@ _ALL = (
             ),
             *_at("exact, ψ on J from ", EXACT, 1),
             *_at("exact, one scale on J from ", (*EXACT, "--sampler", "normal", *FAST), 1),
-            *_at("one scale on J from ", (*SIGNAL, "--sampler", "normal", *FAST), 1),
+            *_at("one scale on J from ", (*SIGNAL, "--sampler", "normal", *FAST), 1, 6, 0.5),
             *_at("fixed, spread 0.7, ", ("--method", "ncfm-fixed", "--spread", "0.7"), 1),
             *_at("mmd, spread 0.7, ", ("--method", "mmd", "--spread", "0.7"), 3),
             *_at("fixed, ", ("--method", "ncfm-fixed"), 0.5, 6),
