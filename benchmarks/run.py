@@ -38,6 +38,7 @@ SUITES = {
     "adversary": "where ψ goes on signal and on the loss, and what it is worth on toys (no times)",
     "adversary-cost": "the loss with ψ on signal beside ψ on the loss and fixed frequencies",
     "sliced": "SIGReg beside LeJEPA's and lightly's: time, memory, agreement",
+    "embeddings": "a self-supervised run with SIGReg, and the same with LeJEPA's",
     "peers": "other discrepancies: what they compute, time, memory, accuracy",
 }
 

@@ -6,21 +6,24 @@ An encoder sees two random views of each image (shifted, turned, dimmed, with no
 is asked for the same embedding of both. No labels, no negative pairs, no second network. Alone that
 has a trivial solution, the same embedding for everything. The remedy is one more term,
 
-    ncfd_loss(standard normal, embeddings, t)
+    ncfd.SIGReg()(embeddings)
 
-the discrepancy between the exact characteristic function of N(0, I) and that of the embeddings: no
-constant, no line and no plane of embeddings has that distribution.
+how far the characteristic functions of their projections on random lines are from those of N(0, 1):
+no constant, no line and no plane of embeddings has a standard normal distribution, and all lines
+normal means jointly normal (Cramér and Wold). It compares at 16 lengths along each line. The other
+way to say it takes any frequencies and any known distribution:
+
+    ncfd_loss(standard normal, embeddings, t)
 
 In 16 dimensions almost all frequencies drawn from N(0, I) are so long (|t| near 4) that the
 characteristic function of the target, exp(-|t|²/2), is nothing there. So t is drawn as a random
-direction times a length between 0 and 3: each frequency then looks at the embeddings projected
-on one line, and all lines normal means jointly normal (Cramér and Wold).
+direction times one length between 0 and 3.
 
-Four encoders are compared on scikit-learn's digits (8x8 pixels, no download): untrained, trained
-for invariance alone, trained with the pull, and no encoder at all (pixels). Judged by a linear
-classifier on frozen embeddings, and by their singular values: as many as there are dimensions, or
-few (collapse). Takes about 35 seconds of one core; `README.md` beside this file says what came
-out.
+Compared on scikit-learn's digits (8x8 pixels, no download): an untrained encoder, one trained for
+invariance alone, with the pull by `ncfd_loss`, with SIGReg, and no encoder at all (pixels). Judged
+by a linear classifier on frozen embeddings, and by their singular values: as many as there are
+dimensions, or few (collapse). Takes about 45 seconds of one core; `README.md` beside this file says
+what came out.
 
 Written to the output directory: results.json, embeddings.png.
 """
@@ -29,7 +32,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,21 +60,29 @@ from matplotlib import pyplot as plt
 # ------------------------------------------------------------------------------------------------
 
 
-def loss_of(
-    views: tuple[Tensor, Tensor], weight: float, num_frequencies: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Invariance between two views (N, D) of the same images, and `weight` times the pull."""
-    one, two = views
-    invariance = (one - two).square().mean()
-    if weight == 0:
-        return invariance, invariance.new_zeros(())
-    t = frequencies(num_frequencies, one.shape[1], generator).to(one.device)
-    zero, unit = one.new_zeros(one.shape[1]), one.new_ones(one.shape[1])
-    normal = Independent(Normal(zero, unit), 1)
-    # Each view by itself has to be normal. Without bias: the noise of a batch would otherwise
-    # reward embeddings more concentrated than the target.
-    pull = sum(ncfd_loss(normal, view, t, squared=True, unbiased=True) for view in views) / 2
-    return invariance, weight * pull
+#: What is added for two views (2, N, D) of the same images, with its weight.
+Regulariser = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def pull(options: argparse.Namespace) -> Regulariser:
+    """By `ncfd_loss`, at frequencies of one length for each direction."""
+
+    def regulariser(views: Tensor, generator: torch.Generator) -> Tensor:
+        dim = views.shape[-1]
+        t = frequencies(options.num_frequencies, dim, generator).to(views.device)
+        normal = Independent(Normal(views.new_zeros(dim), views.new_ones(dim)), 1)
+        # Each view by itself has to be normal. Without bias: the noise of a batch would otherwise
+        # reward embeddings more concentrated than the target.
+        values = [ncfd_loss(normal, view, t, squared=True, unbiased=True) for view in views]
+        return options.weight * torch.stack(values).mean()
+
+    return regulariser
+
+
+def sigreg(options: argparse.Namespace) -> Regulariser:
+    """By `ncfd.SIGReg`, which averages over views itself."""
+    module = ncfd.SIGReg(options.num_slices)
+    return lambda views, generator: options.sigreg_weight * module(views, generator)
 
 
 def frequencies(num: int, dim: int, generator: torch.Generator, longest: float = 3.0) -> Tensor:
@@ -80,8 +91,10 @@ def frequencies(num: int, dim: int, generator: torch.Generator, longest: float =
     return directions * torch.rand(num, 1, generator=generator) * longest
 
 
-def train(images: Tensor, weight: float, options: argparse.Namespace) -> "Trained":
-    """Embed by invariance, and with weight > 0 by the pull to a standard normal."""
+def train(
+    images: Tensor, regulariser: Regulariser | None, options: argparse.Namespace
+) -> "Trained":
+    """Embed by invariance, and by what keeps embeddings from collapsing if there is any."""
     generator = torch.Generator().manual_seed(options.seed)
     torch.manual_seed(options.seed)  # PyTorch's own generator sets the weights of the layers
     encoder = make_encoder(options.dim).to(images.device)
@@ -93,19 +106,21 @@ def train(images: Tensor, weight: float, options: argparse.Namespace) -> "Traine
         batch = images[chosen.to(images.device)]
         # One pass for both views.
         both = encoder(torch.cat([augment(batch, generator), augment(batch, generator)]))
-        invariance, pull = loss_of(both.chunk(2), weight, options.num_frequencies, generator)
+        views = both.view(2, len(batch), -1)
+        invariance = (views[0] - views[1]).square().mean()
+        pulled = invariance.new_zeros(()) if regulariser is None else regulariser(views, generator)
         optimizer.zero_grad()
-        (invariance + pull).backward()
+        (invariance + pulled).backward()
         optimizer.step()
         schedule.step()
-        history.append((invariance.item(), pull.item()))
+        history.append((invariance.item(), pulled.item()))
     return Trained(calibrated(encoder, images), history)
 
 
 @dataclass
 class Trained:
     encoder: nn.Module
-    history: list[tuple[float, float]]  # invariance, pull
+    history: list[tuple[float, float]]  # invariance, and what was added
 
 
 def make_encoder(dim: int, width: int = 32) -> nn.Sequential:
@@ -201,12 +216,14 @@ class Digits:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Self-supervised embeddings of digits, with and without a pull to a normal.",
+        description="Self-supervised embeddings of digits, pulled towards a normal or not.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--dim", type=int, default=16, help="D, size of the embeddings")
-    parser.add_argument("--weight", type=float, default=50.0, help="of the pull")
+    parser.add_argument("--weight", type=float, default=50.0, help="of the pull by ncfd_loss")
     parser.add_argument("--num-frequencies", type=int, default=256, help="F, new in each step")
+    parser.add_argument("--sigreg-weight", type=float, default=0.05, help="of SIGReg")
+    parser.add_argument("--num-slices", type=int, default=256, help="of SIGReg, new in each step")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -235,11 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     clock = time.perf_counter()
     torch.manual_seed(options.seed)
     untrained = Trained(calibrated(make_encoder(options.dim).to(device), data.train), [])
-    invariance = train(data.train, 0.0, options)
-    pulled = train(data.train, options.weight, options)
+    trained = {
+        "untrained": untrained,
+        "invariance": train(data.train, None, options),
+        "invariance + pull": train(data.train, pull(options), options),
+        "invariance + SIGReg": train(data.train, sigreg(options), options),
+    }
     seconds = time.perf_counter() - clock
-    names = ("untrained", "invariance", "invariance + pull")
-    trained = dict(zip(names, (untrained, invariance, pulled), strict=True))
 
     held = {name: embed(t.encoder, data.held) for name, t in trained.items()}
     rows = {
@@ -268,7 +287,7 @@ def draw(
     options: argparse.Namespace,
 ) -> None:
     """Singular values, and the two main axes of each kind of embedding on one scale."""
-    figure, axes = plt.subplots(1, 1 + len(held), figsize=(15, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(held), figsize=(18, 3.6), layout="constrained")
     for name in held:
         axes[0].semilogy(
             range(1, options.dim + 1), rows[name]["singular_values"], "o-", ms=3, label=name

@@ -100,7 +100,10 @@ def critic_step(
     fake: Tensor,
     weight: float,
 ) -> dict[str, float]:
-    """Raise the discrepancy, by the critic and by ψ, within the bound on the steepness."""
+    """Raise the discrepancy by the critic, within the bound on the steepness, and move ψ.
+
+    ψ raises the same discrepancy, or with `adversary="signal"` what it is paid for then.
+    """
     fake = fake.detach().requires_grad_()
     loss = ncfd_loss(critic(real), critic(fake))
     # The loss is a mean over the images: one of them alone moves it by 1/M of its own slope.
@@ -109,6 +112,11 @@ def critic_step(
     penalty = (steepness - 1).relu().square().mean()
     optimizer.zero_grad()
     (weight * penalty - loss).backward()
+    if ncfd_loss.adversary is not None:
+        # ψ's ascent is inside the loss, and the minus that is for the critic has undone it.
+        for p in ncfd_loss.parameters():
+            if p.grad is not None:
+                p.grad.neg_()
     optimizer.step()
     return {"loss": loss.item(), "steepness": steepness.mean().item()}
 
@@ -136,12 +144,13 @@ def train(data: "Images", judge: "Judge", options: argparse.Namespace) -> "Train
     channels, size = data.train.shape[1:3]
     generator = Generator(options.latent, channels, size, options.width).to(device)
     critic = Critic(channels, size, options.width, options.dim).to(device)
-    # ψ moves with the critic and in its direction, in a step of their own. So its gradient is not
-    # to be reversed.
+    # ψ moves with the critic and in its direction, in a step of their own: on the loss without an
+    # adversary inside it.
     psi = ncfd.FrequencySampler(
         options.dim, options.num_frequencies, scale=options.scale, max_ratio=4.0
     )
-    ncfd_loss = ncfd.NCFDLoss(psi, adversary=None).to(device)
+    adversary = None if options.adversary == "loss" else options.adversary
+    ncfd_loss = ncfd.NCFDLoss(psi, adversary=adversary).to(device)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(), lr=options.lr_generator, betas=(0.5, 0.99)
     )
@@ -304,6 +313,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=16, help="features of the critic")
     parser.add_argument("--num-frequencies", type=int, default=128)
     parser.add_argument("--scale", type=float, default=0.5, help="initial frequencies of ψ")
+    parser.add_argument(
+        "--adversary",
+        choices=("loss", "signal"),
+        default="loss",
+        help="what ψ raises: the discrepancy, or its part beyond the noise of the real images "
+        "where these carry signal; default: %(default)s",
+    )
     parser.add_argument("--penalty", type=float, default=10.0, help="weight of the penalty")
     parser.add_argument("--lr-generator", type=float, default=2e-3)
     parser.add_argument("--lr-critic", type=float, default=2e-3, help="of the critic and ψ")

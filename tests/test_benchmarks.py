@@ -71,7 +71,11 @@ def test_processes_beside_a_measurement_end_with_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "suite", ["adversary-cost", "frequencies", "page-faults", "precision", "two-sample", "peers"]
+    "suite",
+    [
+        *("adversary-cost", "frequencies", "page-faults", "precision", "two-sample", "peers"),
+        "embeddings",
+    ],
 )
 def test_suite_in_this_process(suite, tmp_path):
     file = tmp_path / f"{suite}.json"
@@ -84,8 +88,9 @@ def test_network_suite_has_every_way_and_use(tmp_path):
     found = start("network", tmp_path)
     ways = ("layers, float32", "fused, float32", "fused, bfloat16")
     uses = ("forward", "training", "synthetic")
+    floors = ("convolutions alone, float32", "convolutions alone, bfloat16")
     assert {(r["contender"], r["use"]) for r in found["network"]} == {
-        (way, use) for way in ways for use in uses
+        (way, use) for way in (*ways, *floors) for use in uses
     }
     assert {(r["contender"], r["case"]) for r in found["step"]} == {
         (way, f"CIFAR-10, IPC {ipc}") for way in ways for ipc in (1, 2)
@@ -150,6 +155,25 @@ def test_rows_of_the_trial():
     squared = scipy.stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy()) ** 2
     diagonal = torch.cdist(x, x).mean().item() / 399  # SciPy takes both sides for measures
     assert adversary.energy_distance(x, y) == pytest.approx(squared - diagonal, rel=1e-9)
+
+
+def test_sliced_suite_times_checks_and_judges(tmp_path):
+    file = run.main(["--suite", "sliced", "--quick", "--output", str(tmp_path / "sliced.json")])
+    found = tables(file)
+    assert {r["contender"] for r in found["sliced"]} >= {"ncfd", "plain form"}
+    assert {r["threads"] for r in found["sliced"]} == {1, 2}
+    assert {r["floor"] for r in found["floors"]} == {"product", "waves"}
+    # Whatever is installed: ours is the formula, in one process and in several.
+    assert all(r["value_error"] < 1e-6 for r in found["agreement"] if r["contender"] == "ncfd")
+    in_parts = [r for r in found["processes"] if r["contender"].startswith("ncfd")]
+    assert len(in_parts) == 4
+    assert all(max(r["value_error"], r["gradient_error"]) < 1e-6 for r in in_parts)
+    finest = found["integral"][-1]
+    assert finest["float64"] < 1e-12
+    for row in found.get("targets", []):
+        sign, wanted = row["target"].split()
+        met = row["value"] >= float(wanted) if sign == ">=" else row["value"] <= float(wanted)
+        assert row["verdict"] == ("met" if met else "MISSED")
 
 
 @pytest.mark.slow

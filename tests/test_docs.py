@@ -851,6 +851,26 @@ def test_the_digits_are_quoted_as_they_are_on_file():
         assert file.name in text
 
 
+def test_the_networks_of_published_width_on_cifar_are_quoted_as_they_are_on_file():
+    file = DOCS.parent / "benchmarks" / "results" / "cifar10-width128-cpu.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = {tuple(row[1:]) for row in table_rows("results")}
+    for run in content["runs"].values():
+        accuracy = run["accuracy"]
+        spread = f" ± {accuracy['std']:.1f}" if len(accuracy["runs"]) > 1 else ""
+        each = ", ".join(f"{value:.2f}" for value in accuracy["runs"])
+        mean, best = f"{accuracy['mean']:.1f}{spread}", f"{accuracy['best_epoch_mean']:.1f}"
+        assert (str(run.get("iterations_done", 0)), each, mean, best) in rows, run["method"]
+    for state in content["checkpoints"]:
+        (accuracy,) = state["accuracy"]["runs"]
+        found = (str(state["iteration"]), str(state["eval_epochs"]), f"{accuracy:.2f}")
+        assert found in rows, state["run"]
+    readme = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    for name, text in (("dm", "mean matching has"), ("mmd", "and the closed form")):
+        accuracy = content["runs"][f"ipc10-{name}-seed0"]["accuracy"]
+        assert f"{text} {accuracy['mean']:.1f} ± {accuracy['std']:.1f} %" in readme
+
+
 def test_runs_with_a_held_norm_are_quoted_as_they_are_on_file():
     file = DOCS.parent / "benchmarks" / "results" / "cifar10-held-norm-cpu.json"
     content = json.loads(file.read_text(encoding="utf-8"))

@@ -414,6 +414,37 @@ def test_a_wide_bound_makes_no_step_longer(ratio: float) -> None:
             )
 
 
+@pytest.mark.parametrize("law", LAWS)
+def test_one_learned_factor_of_all_scales(law: str) -> None:
+    build, _ = LAWS[law]
+    base = torch.tensor([0.5, 2.0, 8.0])
+    sampler = build(None, 64, scale=base, learnable="one", max_ratio=10.0)
+    (raw,) = sampler.parameters()
+    assert raw.shape == ()
+    fixed = build(3, 64, scale=base)(seeded(0))
+    torch.testing.assert_close(sampler(seeded(0)), fixed, rtol=0, atol=0)
+    # Near the start a step of the raw number is that power of 4, whatever the bound.
+    (slope,) = torch.autograd.grad(sampler(seeded(0)).square().sum(), raw)
+    assert slope.item() == pytest.approx(2 * math.log(4) * fixed.square().sum().item(), rel=1e-5)
+    with torch.no_grad():
+        raw.fill_(50.0)
+    torch.testing.assert_close(sampler.scales(), 10 * base[None])
+
+
+def test_one_learned_factor_waits_for_no_features() -> None:
+    sampler = GaussianFrequencies(None, 64, scale="median", learnable="one")
+    optimizer = torch.optim.Adam(sampler.parameters(), 0.02)
+    x, y = normal(1, 40, 5).float(), normal(2, 9, 5).float() + 1
+    NCFDLoss(sampler)(x, y, generator=seeded(0)).backward()
+    optimizer.step()
+    assert sampler.raw_scale.abs().item() == pytest.approx(0.02, rel=1e-3)
+    other = GaussianFrequencies(5, 64, scale="median", learnable="one")
+    other.load_state_dict(sampler.state_dict())
+    torch.testing.assert_close(other(seeded(1), real=x), sampler(seeded(1), real=x))
+    with pytest.raises(ValueError, match="learnable must be one of"):
+        GaussianFrequencies(5, learnable="two")
+
+
 def test_default_bounds() -> None:
     # An adversary has to be able to find its scale from a start that is thirty times off.
     sampler = FrequencySampler(3, 64, scale=2.0)

@@ -96,6 +96,7 @@ def test_a_stage_that_runs_out_of_time_goes_on_in_the_next_call(small):
     call, work, out = small
     assert call(seconds="8", iterations="120") == 1
     assert statuses(out) == {"failing": "failed", "counting": "stopped", "last": "left"}
+    assert ledger(out)["next"] == {"counting": 0, "last": 1}
     reached = int((work / "counting" / "count.txt").read_text())
     assert 0 < reached < 120
     assert not (out / "counting" / "results.json").exists()
@@ -117,6 +118,33 @@ def test_a_call_that_was_killed_has_lost_nothing(small):
     assert call() == 0
     assert statuses(out)["counting"] == "done"
     assert ledger(out)["stages"]["counting"]["calls"] == 2
+
+
+def test_a_stage_is_cut_at_its_own_limit_and_what_it_has_is_kept(tmp_path, monkeypatch):
+    work, out = tmp_path / "work", tmp_path / "out"
+    passing = "def test_first(): pass\n"
+    hanging = "import time\ndef test_second(): time.sleep(60)\n"
+    (tmp_path / "test_slow.py").write_text(passing + hanging)
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    pytest_ += ["--rootdir", str(tmp_path), "--junitxml", str(work / "slow" / "junit.xml")]
+    quick = [sys.executable, "-c", "pass"]
+
+    def stages(args):
+        return [
+            gpu_window.Stage(
+                "slow", 6, [*pytest_, str(tmp_path)], "slow", ("junit.xml",), limit=6.0
+            ),
+            gpu_window.Stage("last", 1, quick, "last", ()),
+        ]
+
+    monkeypatch.setattr(gpu_window, "stages", stages)
+    call = [*REHEARSAL, "--work", str(work), "--out", str(out), "--seconds", "120"]
+    assert gpu_window.main(call) == 0
+    assert statuses(out) == {"slow": "cut", "last": "done"}
+    assert gpu_window.read_junit(out / "slow" / "junit.xml")["passed"] == 1
+    assert gpu_window.main(call) == 0  # nothing is repeated
+    assert ledger(out)["stages"]["slow"]["calls"] == 1
+    assert ledger(out)["next"] == {}
 
 
 def test_stages_that_are_left_out_stay_in_the_ledger(small):
@@ -180,8 +208,9 @@ def test_the_list_is_in_order_of_value(capsys):
     names = [line.split()[2] for line in lines[:-1]]
     assert names[:3] == ["cuda-tests", "loss", "pipeline"]
     assert names[3:7] == ["zoo", "cifar10-ipc10", "cifar10-ipc50", "cifar10-ipc1"]
-    assert all(name.startswith("grid-") for name in names[7:])
-    assert len(names) == 7 + len(gpu_window.grid())
+    assert names[7:10] == [f"cifar10-ipc10-{m}" for m in ("dm", "ncfm-fixed", "ncfm")]
+    assert all(name.startswith("grid-") for name in names[10:])
+    assert len(names) == 10 + len(gpu_window.grid())
     assert int(lines[-1].split()[0]) == sum(int(line.split()[0]) for line in lines[:-1])
 
 
@@ -197,7 +226,7 @@ def test_every_line_of_the_list_is_a_command_that_is_understood(tmp_path):
         if "examples/distill_cifar.py" in stage.command:
             options.configure(options.parser().parse_args(stage.command[2:]))
             seen += 1
-    assert seen == 4 + len(gpu_window.grid())
+    assert seen == 7 + len(gpu_window.grid())
 
 
 def test_cuda_tests_are_found_and_those_that_lack_a_module_are_named(monkeypatch):
@@ -297,7 +326,7 @@ def test_stages_of_every_kind_with_interruptions(tmp_path):
     out = tmp_path / "out"
     # Of the grid one stage of each player: the others differ by an option only.
     own = [*REHEARSAL, "--data", str(archive), "--out", str(out), "--seconds", "1800"]
-    own += ["--skip", "grid-[aFe]*,grid-psi-[dnlu]*,grid-no-psi-*,grid-mmd*,grid-dm"]
+    own += ["--skip", "grid-[aFe]*,grid-psi-[dnlus]*,grid-no-psi-*,grid-mmd*,grid-dm"]
 
     def call(work, *more, end=None, during=None):
         """Run a call; give it a signal while a stage runs. Returns its status."""

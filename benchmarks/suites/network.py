@@ -1,10 +1,11 @@
 """Suite `network`: the ConvNet at its published width by PyTorch's layers and fused, on a CPU.
 
 `network` times the two uses of it on one batch: features of real images, without gradient; and the
-training of a network, or the slopes of synthetic images. `step` times `Game.iterate` of
-`examples/distill_cifar.py` with 128 real images of each of ten classes, `parts` cuts it as suite
-`pipeline` does. `trainings` has two networks trained, one after another with all threads and side
-by side with one core each.
+training of a network, or the slopes of synthetic images. Beside it stands what its convolutions
+alone take, each on a map of its size: nothing that is done to the rest makes a network faster.
+`step` times `Game.iterate` of `examples/distill_cifar.py` with 128 real images of each of ten
+classes, `parts` cuts it as suite `pipeline` does. `trainings` has two networks trained, one after
+another with all threads and side by side with one core each.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ WAYS = {
     "fused, bfloat16": (True, True),
 }
 BEFORE = "layers, float32"
+#: The floors, by whether products are formed in bfloat16.
+FLOORS = {"convolutions alone, float32": False, "convolutions alone, bfloat16": True}
 #: How many times as fast as `BEFORE`.
 TARGETS = {
     ("fused, float32", "forward"): 1.5,
@@ -100,6 +103,7 @@ def _network(
         return {"forward": forward, "training": train, "synthetic": synthetic}
 
     by_way = {name: (enabled, uses(amp)) for name, (enabled, amp) in WAYS.items()}
+    by_way |= {name: (True, _convolutions(images, width, amp)) for name, amp in FLOORS.items()}
     for use in ("forward", "training", "synthetic"):
         rounds = measuring.interleave(
             {name: _under(enabled, found[use]) for name, (enabled, found) in by_way.items()},
@@ -128,6 +132,40 @@ def _network(
                 row = {"contender": name, "use": use, "target": f">= {target:g}", "value": gain}
                 verdict = "met" if gain >= target else "MISSED"
                 written.add("targets", {**row, "verdict": verdict})
+
+
+def _convolutions(images: Tensor, width: int, amp: bool) -> dict[str, Callable[[], object]]:
+    """The same uses of nothing but the convolutions, none of which waits for another."""
+    size = images.shape[-1]
+    network = networks.ConvNet(3, size, 10, width, 3, amp)
+    kernels = [network.blocks[4 * k].weight.detach() for k in range(3)]
+    kind = torch.bfloat16 if amp else torch.float32
+    ends = [torch.randn(len(images), width, size >> k, size >> k).to(kind) for k in range(3)]
+    ends = [end.contiguous(memory_format=torch.channels_last) for end in ends]
+    maps = [images.contiguous(memory_format=torch.channels_last), *ends[1:]]
+
+    def each(of_maps: bool, of_kernels: bool) -> Callable[[], object]:
+        def call() -> None:
+            for k, (given, kernel) in enumerate(zip(maps, kernels, strict=True)):
+                # Training needs no slopes of the images themselves.
+                x = given.detach().requires_grad_(of_maps and not (k == 0 and of_kernels))
+                w = kernel.detach().requires_grad_(of_kernels)
+                wanted = [leaf for leaf in (x, w) if leaf.requires_grad]
+                with torch.set_grad_enabled(bool(wanted)):
+                    if k == 0:
+                        y = fused.first_convolution(x, w, kind)
+                    else:
+                        y = F.conv2d(x, w.to(kind), padding=1)
+                if wanted:
+                    torch.autograd.grad(y, wanted, ends[k])
+
+        return call
+
+    return {
+        "forward": each(False, False),
+        "training": each(True, True),
+        "synthetic": each(True, False),
+    }
 
 
 def _steps(

@@ -193,7 +193,7 @@ def _random_data(case: cases.PipelineCase, device: torch.device) -> Data:
 def run(device: torch.device, quick: bool, written: Records) -> None:
     if device.type == "cpu":
         memory.keep_freed_memory()  # as the pipeline does
-    seconds = 0.02 if quick else 20.0 if device.type == "cuda" else 8.0
+    seconds = 0.02 if quick else 4.0 if device.type == "cuda" else 8.0
     for case in cases.pipeline(device.type, quick=quick):
         sizes = {
             "case": case.name,

@@ -6,6 +6,9 @@ gradients at the same directions with the formula in float64, and with each libr
 does so in several gloo processes, each with a part of the batch. `integral` is the quadrature
 against the integral in closed form.
 
+`two samples` is `SlicedFrequencies` beside as many frequencies with a direction each, and
+`sliced energy distance` how exact that is with J nodes.
+
     pip install lightly git+https://github.com/rbalestr-lab/lejepa
 """
 
@@ -53,7 +56,12 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
     counts = [before] if device.type != "cpu" else [1, 2]
     for place, size in enumerate(sizes):
         contenders = _contenders(size, device, quick)
-        memory = {name: _memory(name, size, device, quick) for name in contenders}
+        # What compiling saves in memory is told once, at the first size: it takes its time.
+        memory = {
+            name: _memory(name, size, device, quick)
+            for name in contenders
+            if place == 0 or "compiled" not in name
+        }
         for threads in counts:
             torch.set_num_threads(threads)
             try:
@@ -61,8 +69,9 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
                 rounds = measuring.interleave(
                     contenders | _floors(size, device),
                     device,
-                    seconds=0.02 if quick else 6.0,
-                    at_least=2 if quick else 7,
+                    seconds=0.02 if quick else 4.0,
+                    at_least=2 if quick else 5 if size[0] < 4096 else 3,
+                    warm_up=1,
                 )
             finally:
                 torch.set_num_threads(before)
@@ -72,6 +81,8 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
         for world in (2, 3):
             _processes(world, written)
     _integral(64 if quick else 512, written)
+    _two_samples(quick, written)
+    _energy(quick, written)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -116,17 +127,27 @@ def _plain(num_slices: int) -> Loss:
     return loss
 
 
-def _losses(num_slices: int, device: torch.device, quick: bool) -> dict[str, Loss]:
-    found: dict[str, Loss] = {"ncfd": ncfd.SIGReg(num_slices), "plain form": _plain(num_slices)}
-    for name, make in LIBRARIES.items():
-        module = make(num_slices)
-        if module is not None:
-            found[name] = module.to(device)
-    # A rehearsal goes through the compiler, but not through the C++ compiler behind it.
-    backend = "aot_eager" if quick else "inductor"
-    for name in [name for name in LIBRARIES if name in found]:
-        found[f"{name}, compiled"] = torch.compile(found[name], backend=backend, dynamic=False)
-    return found
+def _names() -> list[str]:
+    found = [name for name, make in LIBRARIES.items() if make(4) is not None] or ["plain form"]
+    return ["ncfd", *found, *(f"{name}, compiled" for name in found)]
+
+
+def _loss(name: str, num_slices: int, device: torch.device, quick: bool) -> Any:
+    if name.endswith(", compiled"):
+        # A rehearsal goes through the compiler, but not through the C++ compiler behind it.
+        backend = "aot_eager" if quick else "inductor"
+        loss = _loss(name.removesuffix(", compiled"), num_slices, device, quick)
+        if name.startswith("LeJEPA"):
+            # Not its drawing: a seed that is a number would be compiled anew at every call.
+            loss.univariate_test = torch.compile(loss.univariate_test, backend=backend)
+            return loss
+        compiled: Loss = torch.compile(loss, backend=backend, dynamic=False)
+        return compiled
+    if name == "plain form":
+        return _plain(num_slices)
+    module = ncfd.SIGReg(num_slices) if name == "ncfd" else LIBRARIES[name](num_slices)
+    assert module is not None
+    return module.to(device)
 
 
 def _samples(size: tuple[int, int, int], device: torch.device) -> Tensor:
@@ -139,7 +160,7 @@ def _contenders(
 ) -> dict[str, Contender]:
     torch.compiler.reset()
     x = _samples(size, device)
-    losses = _losses(size[2], device, quick)
+    losses = {name: _loss(name, size[2], device, quick) for name in _names()}
     return {name: measuring.differentiated(partial(loss, x), [x]) for name, loss in losses.items()}
 
 
@@ -176,7 +197,7 @@ def _write(
             written.add("floors", {**where, "floor": name.removeprefix("floor: "), **columns})
             continue
         times = measuring.ratio(measured, rounds["ncfd"]).median
-        ours, theirs = memory["ncfd"], memory[name]
+        ours, theirs = memory["ncfd"], memory.get(name)
         row = {**where, "contender": name, **columns, "times_as_long": times, "memory_mib": theirs}
         written.add("sliced", row)
         target = TARGETS.get((place, name))
@@ -209,8 +230,7 @@ def probe(specification: dict[str, Any]) -> float | None:
     device = torch.device(specification["device"])
     N, D, K = specification["size"]
     torch.set_num_threads(1)
-    torch.compiler.reset()
-    loss = _losses(K, device, specification["quick"])[specification["name"]]
+    loss = _loss(specification["name"], K, device, specification["quick"])
     peak = None
     # What the first call loads or compiles is not counted.
     for _ in range(2):
@@ -355,3 +375,85 @@ def _integral(rows: int, written: Records) -> None:
             value = sliced_normality(x.to(kind), u.to(kind), num_nodes=nodes, t_max=t_max)
             row[name] = abs(value.item() / exact - 1)
         written.add("integral", row)
+
+
+# ------------------------------------------------------------------------------------------------
+# Two samples
+# ------------------------------------------------------------------------------------------------
+
+
+def _two_samples(quick: bool, written: Records) -> None:
+    """`SlicedFrequencies` beside as many frequencies of the same law, a direction for each.
+
+    The expectation is the same, the sliced discrepancy of two samples whose projections have about
+    unit variance, and so is the cost. Errors are relative root mean squares over draws.
+    """
+    rows, slices, nodes, draws = (32, 8, 4, 4) if quick else (512, 64, 16, 64)
+    for D in (2, 8) if quick else (2, 8, 32, 128):
+        g = torch.Generator().manual_seed(3)
+        x = torch.randn(rows, D, generator=g)
+        y = (1.2 * torch.randn(rows // 4, D, generator=g) + 0.2).requires_grad_()
+        many = ncfd.SlicedFrequencies(D, slices if quick else 8192, nodes)
+        exact = _value_and_gradient(partial(_sliced_loss, x, many, g), y)
+        ways: dict[str, Callable[[Tensor], Tensor]] = {
+            "rays": partial(_sliced_loss, x, ncfd.SlicedFrequencies(D, slices, nodes), g),
+            "a direction each, orthogonal": partial(_dense_loss, x, many, slices * nodes, True, g),
+            "a direction each, random": partial(_dense_loss, x, many, slices * nodes, False, g),
+        }
+        for name, loss in ways.items():
+            found = [_compare(_value_and_gradient(loss, y), exact) for _ in range(draws)]
+            value, gradient = torch.tensor(found, dtype=torch.float64).square().mean(0).sqrt()
+            row = {"D": D, "slices": slices, "nodes": nodes, "frequencies": name}
+            written.add("two samples", {**row, "value": value.item(), "gradient": gradient.item()})
+
+
+def _sliced_loss(x: Tensor, law: ncfd.SlicedFrequencies, g: torch.Generator, y: Tensor) -> Tensor:
+    return ncfd.functional.ncfd_loss(x, y, law(g), squared=True, frequency_weights=law.weights)
+
+
+def _dense_loss(
+    x: Tensor,
+    law: ncfd.SlicedFrequencies,
+    F: int,
+    orthogonal: bool,
+    g: torch.Generator,
+    y: Tensor,
+) -> Tensor:
+    """Lengths of `law`'s rays, drawn by their weights, each along a direction of its own."""
+    D = x.shape[1]
+    method = "orthogonal" if orthogonal else "random"
+    u = ncfd.SlicedFrequencies(D, F, 1, t_max=1.0, method=method)(g)
+    steps = law.t_max / law.num_nodes * torch.arange(1, law.num_nodes + 1)
+    j = torch.multinomial(law.weights[: law.num_nodes], F, replacement=True, generator=g)
+    return ncfd.functional.ncfd_loss(x, y, u * steps[j, None], squared=True)
+
+
+def _energy(quick: bool, written: Records) -> None:
+    """How exact the sliced energy distance is with J nodes: samples, same directions, float64."""
+    rows, D, slices = (24, 4, 4) if quick else (512, 8, 64)
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(rows, D, generator=g, dtype=torch.float64)
+    for case, scale, shift in (("shifted by 1", 1.0, 1.0), ("half as wide", 0.5, 0.0)):
+        y = scale * torch.randn(rows, D, generator=g, dtype=torch.float64) + shift / math.sqrt(D)
+        for t_max, nodes in ((3.0, 8), (3.0, 17), (3.0, 64), (6.0, 17), (6.0, 33), (12.0, 65)):
+            law = ncfd.SlicedFrequencies(D, slices, nodes, t_max=t_max, weighting="energy").double()
+            t = law(torch.Generator().manual_seed(0))
+            options: dict[str, Any] = {"squared": True, "frequency_weights": law.weights}
+            value = 2 * law.weights.sum() * ncfd.functional.ncfd_loss(x, y, t, **options)
+            plain = value.item() / _exact_energy(x, y, t[::nodes]) - 1
+            options["unbiased"] = True
+            fair = 2 * law.weights.sum() * ncfd.functional.ncfd_loss(x, y, t, **options)
+            row = {"case": case, "t_max": f"{t_max:g}", "nodes": nodes, "error": plain}
+            error = fair.item() / _exact_energy(x, y, t[::nodes], unbiased=True) - 1
+            written.add("sliced energy distance", {**row, "error_unbiased": error})
+
+
+def _exact_energy(x: Tensor, y: Tensor, rays: Tensor, unbiased: bool = False) -> float:
+    """The energy distance of the projections, averaged over directions: all pairs."""
+    u = torch.nn.functional.normalize(rays, dim=1)
+
+    def mean_distance(a: Tensor, b: Tensor) -> Tensor:
+        pairs = ((a @ u.T)[:, None] - (b @ u.T)).abs().sum((0, 1)).mean()
+        return pairs / (len(a) * (len(b) - (unbiased and a is b)))
+
+    return (2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y)).item()

@@ -132,13 +132,16 @@ CURVES = {
     "probe/both": "loss of the images now, at\nthe frequencies now: the game *",
 }
 
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+
 #: Losses relative to their first value are shown between these.
 LOWEST, HIGHEST = -1.0, 4.0
 
 
 def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figure:
     """Accuracy, where ψ went, and the loss of each player alone, over the iterations."""
-    figure = Figure(figsize=(10.5, 6.2), layout="constrained")
+    height = max(6.2, 0.42 * len(study.rows))  # a legible line for each row
+    figure = Figure(figsize=(10.5, height), layout="constrained")
     first, *panels = figure.subplots(2, 3).flat
     _dots(first, study, records, colours)
     seed = min(r["seed"] for r in records)
@@ -181,9 +184,9 @@ def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figur
     return figure
 
 
-def _palette(colours: Colours, count: int) -> list[tuple[str, str]]:
+def _palette(colours: Colours, count: int) -> list[tuple[str, Any]]:
     """Colours and dashes, so that every line is another pair."""
-    return [(colours["abcd"[k % 4]], ("-", "--", ":")[k // 4 % 3]) for k in range(count)]
+    return [(colours["abcd"[k % 4]], DASHES[k // 4 % len(DASHES)]) for k in range(count)]
 
 
 def grids(named: Sequence[tuple[str, Any, Any]], class_names: Sequence[str]) -> Figure:

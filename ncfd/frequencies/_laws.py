@@ -31,7 +31,9 @@ _FIRST_ARGUMENTS = """\
     num_frequencies: F, how many are drawn.
 """
 _LAST_ARGUMENTS = """
-    learnable: learn the diagonal scale, as the adversary's side of the game.
+    learnable: learn the scale, as the adversary's side of the game. True: one for each feature.
+        ``"one"``: one factor of all, a single number, which needs no ``dim`` and cannot turn to
+        features that matter little.
     method: ``"random"``, ``"orthogonal"``, ``"structured"`` or ``"sobol"``; see
         :class:`GaussianFrequencies`.
     max_ratio: a learned scale stays within this factor of ``scale``. From 4 on it does not change
@@ -67,22 +69,26 @@ class _FixedLaw(_Scaled):
         num_frequencies: int = 1024,
         *,
         scale: float | Tensor | Literal["median"] = 1.0,
-        learnable: bool = False,
+        learnable: bool | Literal["one"] = False,
         method: str = "random",
         max_ratio: float = 4.0,
         spread: float = 0.0,
     ) -> None:
         super().__init__(dim, num_frequencies, scale, method, draws.METHODS, max_ratio, spread)
-        self.learnable = check.check_flag(learnable, "learnable")
-        if learnable and self.dim is None:
+        if isinstance(learnable, str):
+            check.check_one_of(learnable, "learnable", ("one",))
+        else:
+            check.check_flag(learnable, "learnable")
+        self.learnable: bool | Literal["one"] = learnable
+        if self.learnable is True and self.dim is None:
             raise ValueError(
                 "learnable=True needs dim, got None: an optimizer has to see the parameter before "
-                f"the first call; {type(self).__name__}.like(features) takes it from features"
+                f"the first call; {type(self).__name__}.like(features) takes it from features, and "
+                'learnable="one" needs none'
             )
+        raw = torch.zeros_like(self.base_scale if self.learnable is True else self.base_scale.sum())
         self.raw_scale: nn.Parameter | None
-        self.register_parameter(
-            "raw_scale", nn.Parameter(torch.zeros_like(self.base_scale)) if learnable else None
-        )
+        self.register_parameter("raw_scale", nn.Parameter(raw) if self.learnable else None)
 
     def scales(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
         """The scale now, around which ``spread`` spreads.
@@ -166,7 +172,7 @@ class StudentTFrequencies(_FixedLaw):
         *,
         scale: float | Tensor | Literal["median"] = 1.0,
         df: float = 3.0,
-        learnable: bool = False,
+        learnable: bool | Literal["one"] = False,
         method: str = "random",
         max_ratio: float = 4.0,
         spread: float = 0.0,

@@ -19,9 +19,9 @@ point by ``2 du / (1 + u²)``, less than u's relative error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,46 @@ def _block_rows(x: Tensor, t: Tensor, chunk: int) -> int:
     else:
         block = BUDGET["block_small_dim" if x.shape[2] < SMALL_DIM else "block_large_dim"]
     return max(1, block // (t.shape[1] * x.element_size()))
+
+
+class _Spot(NamedTuple):
+    """A block of rows of a piece of the samples; the phases of a piece are held together."""
+
+    phases: Tensor | None  # of the block, (b, n, F), where they are kept
+    piece: Block
+    block: Block
+
+    def of(self, v: Tensor) -> Tensor:
+        """Its share of what there is for each sample, (B, N) or (B, N, D)."""
+        return v[self.piece][self.block]
+
+    def of_any(self, v: Tensor | None) -> Tensor | None:
+        return None if v is None else self.of(v)
+
+    def batches(self, v: Tensor) -> Tensor:
+        """Its share of what there is for each batch, or for all together."""
+        return v if v.shape[0] == 1 else v[self.piece[0]][self.block[0]]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no block before it has a row of its batches."""
+        rows_before: int = self.piece[1].start + self.block[1].start
+        return rows_before == 0
+
+
+def _spots(x: Tensor, pieces: Iterable[Block], kept: Sequence[Tensor], limit: int) -> list[_Spot]:
+    found = []
+    for k, piece in enumerate(pieces):
+        batch, rows, _ = x[piece].shape
+        for block in _blocks(batch, rows, limit):
+            found.append(_Spot(kept[k][block] if kept else None, piece, block))
+    return found
+
+
+def _fitting(v: Tensor, x: Tensor, num_freqs: int) -> Tensor:
+    """``v``, or fresh memory: for the first block, and for a shorter last one."""
+    shape = (*x.shape[:2], num_freqs)
+    return v if v.shape == shape else x.new_empty(shape)
 
 
 def _threads_for(x: Tensor, t: Tensor, chunk: int) -> int:
@@ -317,40 +357,28 @@ def forward(
             return cos_sum, sin_sum, [held] if keep else []
 
         threads = _threads_for(x, t, chunk)
-        limit = max(1, limit // threads)  # each of them holds a block
-        kept: list[Tensor] = []
-        blocks: list[tuple[Tensor | None, Block, Block]] = []
-        for pb, pn in _pieces(x, t, split and keep):
-            piece = x[pb, pn]
-            if keep:
-                kept.append(x.new_empty(*piece.shape[:2], num_freqs))
-            into = kept[-1] if keep else None
-            cut = _blocks(piece.shape[0], piece.shape[1], limit)
-            blocks += [(into, (pb, pn), block) for block in cut]
+        pieces = [*_pieces(x, t, split and keep)]
+        kept = [x.new_empty(*x[piece].shape[:2], num_freqs) for piece in pieces] if keep else []
+        spots = _spots(x, pieces, kept, max(1, limit // threads))  # each holds a block
         # F numbers per group: adding the blocks in float64 costs nothing and loses nothing.
         wide = x.dtype if x.device.type == "mps" else torch.float64
 
-        def add(some: Sequence[tuple[Tensor | None, Block, Block]]) -> tuple[Tensor, Tensor]:
+        def add(some: Sequence[_Spot]) -> tuple[Tensor, Tensor]:
             cos_sum = torch.zeros(batch, num_groups, num_freqs, dtype=wide, device=x.device)
             sin_sum = torch.zeros_like(cos_sum)
             held = spare = x.new_empty(0)
-            for into, (pb, pn), (b, n) in some:
-                xb = x[pb, pn][b, n]
-                shape = (*xb.shape[:2], num_freqs)
-                if spare.shape != shape:  # the first block, and a shorter last one
-                    spare = x.new_empty(shape)
-                    held = held if keep else x.new_empty(shape)
-                held = held if into is None else into[b, n]  # contiguous either way
-                tb = t if t.shape[0] == 1 else t[pb][b]
-                _hold(xb, tb, form, out=held)
-                wb = None if w is None else w[pb, pn][b, n]
-                gb = None if groups is None else groups[pb, pn][b, n]
-                cos_part, sin_part = _block_sums(held, wb, gb, num_groups, form, spare)
-                cos_sum[pb][b] += cos_part
-                sin_sum[pb][b] += sin_part
+            for spot in some:
+                xb = spot.of(x)
+                spare = _fitting(spare, xb, num_freqs)
+                held = _fitting(held, xb, num_freqs) if spot.phases is None else spot.phases
+                _hold(xb, spot.batches(t), form, out=held)  # contiguous either way
+                w_, groups_ = spot.of_any(w), spot.of_any(groups)
+                cos_part, sin_part = _block_sums(held, w_, groups_, num_groups, form, spare)
+                spot.batches(cos_sum).add_(cos_part)
+                spot.batches(sin_sum).add_(sin_part)
             return cos_sum, sin_sum
 
-        (cos_sum, sin_sum), *others = _threads.each(add, blocks, threads)
+        (cos_sum, sin_sum), *others = _threads.each(add, spots, threads)
         for cos_part, sin_part in others:
             cos_sum += cos_part
             sin_sum += sin_part
@@ -385,9 +413,7 @@ def backward(
     turn = shared and x.device.type == "cpu" and dim < SMALL_DIM
     grad_filled = grad_t is not None  # the first block writes, the others add
     if grad_t is None:
-        grad_t = t.new_empty(t.shape if need_t else (0,))
-        if need_t and turn:
-            grad_t = t.new_empty(1, dim, num_freqs).transpose(1, 2)
+        grad_t = _room_for(t, turn) if need_t else t.new_empty(0)
     with autocast_off(x.device):
         if batch * rows <= limit and len(kept) <= 1:
             held = kept[0] if kept else _hold(x, t, form)
@@ -397,46 +423,41 @@ def backward(
             return grad_x, grad_t, grad_w
 
         threads = _threads_for(x, t, chunk)
-        limit = max(1, limit // threads)
         grad_x = x.new_empty(x.shape if need_x else (0,))
         grad_w = x.new_empty((batch, rows) if need_w else (0,))
-        blocks: list[tuple[Tensor | None, Block, Block]] = []
-        for k, (pb, pn) in enumerate(_places(kept, x)):
-            piece = x[pb, pn]
-            cut = _blocks(piece.shape[0], piece.shape[1], limit)
-            blocks += [(kept[k] if kept else None, (pb, pn), block) for block in cut]
+        spots = _spots(x, _places(kept, x), kept, max(1, limit // threads))
 
-        def add(some: Sequence[tuple[Tensor | None, Block, Block]]) -> Tensor:
+        def add(some: Sequence[_Spot]) -> Tensor:
             own, filled = grad_t, grad_filled
-            if some[0] is not blocks[0]:  # another thread's
+            if some[0] is not spots[0]:  # another thread's
                 own, filled = torch.empty_like(grad_t), False
             held = spare = x.new_empty(0)
-            for given, (pb, pn), (b, n) in some:
-                tb = t if shared else t[pb][b]
-                xb = x[pb, pn][b, n]
-                shape = (*xb.shape[:2], num_freqs)
-                if spare.shape != shape:
-                    spare = x.new_empty(shape)
-                    held = held if kept else x.new_empty(shape)
-                held = _hold(xb, tb, form, out=held) if given is None else given[b, n]
-                wb = None if w is None else w[pb, pn][b, n]
-                gb = None if groups is None else groups[pb, pn][b, n]
-                here = prepared[0][pb][b], prepared[1][pb][b]
-                slopes, slopes_w = _block_slopes(held, here, wb, gb, need_w, form, spare)
+            for spot in some:
+                xb, tb = spot.of(x), spot.batches(t)
+                spare = _fitting(spare, xb, num_freqs)
+                held = _fitting(held, xb, num_freqs) if spot.phases is None else spot.phases
+                held = _hold(xb, tb, form, out=held) if spot.phases is None else held
+                here = spot.batches(prepared[0]), spot.batches(prepared[1])
+                w_, groups_ = spot.of_any(w), spot.of_any(groups)
+                slopes, slopes_w = _block_slopes(held, here, w_, groups_, need_w, form, spare)
                 if need_w:
-                    grad_w[pb, pn][b, n] = slopes_w
-                into_x = grad_x[pb, pn][b, n] if need_x else None
-                if shared:
-                    _add_shared(slopes, xb, t, into_x, own if need_t else None, turn, filled)
-                    filled = True
-                else:
-                    fresh = not filled and pn.start + n.start == 0
-                    _add_own(slopes, xb, tb, into_x, own[pb][b] if need_t else None, fresh)
+                    spot.of(grad_w).copy_(slopes_w)
+                into_x = spot.of(grad_x) if need_x else None
+                into_t = spot.batches(own) if need_t else None
+                begun = filled or not (shared or spot.is_first)
+                _add_gradients(slopes, xb, tb, into_x, into_t, turn, begun)
+                filled = filled or shared
             return own
 
-        for other in _threads.each(add, blocks, threads)[1:]:
+        for other in _threads.each(add, spots, threads)[1:]:
             grad_t += other
     return grad_x, grad_t, grad_w
+
+
+def _room_for(t: Tensor, turn: bool) -> Tensor:
+    """Memory for a gradient of ``t``, transposed where the products are."""
+    one, F, D = t.shape
+    return t.new_empty(one, D, F).transpose(1, 2) if turn else t.new_empty(t.shape)
 
 
 def _whole_gradients(
@@ -461,7 +482,7 @@ def _whole_gradients(
     return grad_x
 
 
-def _add_shared(
+def _add_gradients(
     slopes: Tensor,
     x: Tensor,
     t: Tensor,
@@ -470,28 +491,19 @@ def _add_shared(
     turn: bool,
     filled: bool,
 ) -> None:
-    """A block's gradients under frequencies ``(1, F, D)`` that all batch entries share."""
+    """A block's gradients; that for ``t`` is added to what is there, or written."""
+    if len(t) > 1:  # frequencies (b, F, D) of its own
+        if into_x is not None:
+            into_x.copy_(torch.bmm(slopes, t))
+        if into_t is not None:
+            partial = torch.bmm(slopes.transpose(1, 2), x)
+            into_t.copy_(into_t + partial if filled else partial)
+        return
     flat = slopes.view(-1, t.shape[1])
     if into_x is not None:
         torch.mm(flat, t[0], out=into_x.view(-1, x.shape[2]))
     if into_t is not None:
         _add_product(into_t[0], flat, x.reshape(-1, x.shape[2]), turn, filled)
-
-
-def _add_own(
-    slopes: Tensor,
-    x: Tensor,
-    t: Tensor,
-    into_x: Tensor | None,
-    into_t: Tensor | None,
-    fresh: bool,
-) -> None:
-    """A block's gradients under frequencies ``(b, F, D)`` of its own."""
-    if into_x is not None:
-        into_x.copy_(torch.bmm(slopes, t))
-    if into_t is not None:
-        partial = torch.bmm(slopes.transpose(1, 2), x)
-        into_t.copy_(partial if fresh else into_t + partial)
 
 
 def _add_product(into: Tensor, slopes: Tensor, x: Tensor, turn: bool, filled: bool) -> None:

@@ -109,6 +109,23 @@ def test_the_failure_of_a_whole_run_is_named_and_no_other(
     assert named in line
 
 
+def test_psi_that_climbs_the_loss_ends_at_its_bound_and_on_signal_it_does_not(
+    tmp_path: Path,
+) -> None:
+    given = ["--method", "ncfm", "--loss", "root", "--scale", "2", "--max-ratio", "32"]
+    given += ["--sampler-lr", "1e-2", "--ipc", "4", "--width", "8", "--zoo-size", "1"]
+    given += ["--zoo-epochs", "1", "--iterations", "40", "--batch-real", "32", "--eval-epochs", "1"]
+    given += ["--num-frequencies", "64", "--eval-runs", "1", "--no-baselines", "--device", "cpu"]
+    for adversary, runs_away in (("loss", True), ("signal", False)):
+        folder = tmp_path / adversary
+        arguments = [*given, "--adversary", adversary, "--output-dir", str(folder)]
+        warnings = distill_cifar.main(arguments)["warnings"]
+        assert any("of ψ's scales are at a bound" in w for w in warnings) == runs_away
+        assert any("all frequencies carry only noise" in w for w in warnings) == runs_away
+        page = (folder / "report.md").read_text(encoding="utf-8")
+        assert "ψ: root mean square scale 2 at the start" in page
+
+
 def test_where_psi_has_gone_is_said_and_a_bound_that_decides_is_named() -> None:
     course = Course((1.0, 1.6), (0.02, 0.004), 0.003, 0.25, 30.0, "signal")
     both = batch(0, 200), batch(1, 20)

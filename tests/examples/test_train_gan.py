@@ -121,3 +121,23 @@ def test_what_cannot_be(tmp_path):
         train_gan.main(["--dataset", "imagefolder", "--output-dir", str(tmp_path)])
     with pytest.raises(ValueError, match="got 24"):
         train_gan.doublings(24)
+
+
+def test_psi_can_raise_signal_while_the_critic_raises_the_loss(game, generator):
+    critic, _ = game
+    psi = ncfd.FrequencySampler(4, 256, scale=0.1)
+    loss = ncfd.NCFDLoss(psi, adversary="signal")
+    real = torch.rand(256, 1, 8, 8, generator=generator)
+    fake = real[:32] * 0.5
+
+    def found():
+        with torch.no_grad():
+            torch.manual_seed(3)
+            return ncfd.functional.signal_discrepancy(critic(real), critic(fake), psi())
+
+    before, start = found(), psi.scales().mean()
+    optimizer = torch.optim.Adam(psi.parameters(), lr=1e-2)
+    for _ in range(40):
+        train_gan.critic_step(critic, loss, optimizer, real, fake, 10.0)
+    assert found() > 2 * before
+    assert psi.scales().mean() > start
