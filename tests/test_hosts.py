@@ -122,6 +122,29 @@ def test_both_losses_adapt_the_domain() -> None:
     assert accuracy(after("domain_adaptation")) > 0.9
 
 
+@pytest.mark.parametrize("form", ["closed", "frequencies", "root"])
+def test_only_the_biased_loss_pulls_two_equal_sides_together(form: str) -> None:
+    """The slope along the size of the rows of both, which a scale from the rows cannot end."""
+
+    def slope(unbiased: bool) -> float:
+        slopes = []
+        for k in range(100):
+            x, y = normal(2 * k, 32, 8).requires_grad_(), normal(2 * k + 1, 32, 8).requires_grad_()
+            if form == "closed":
+                value = functional.gaussian_ncfd(x, y, "median", unbiased=unbiased)
+            else:
+                law = ncfd.GaussianFrequencies(num_frequencies=64, scale="median")
+                loss = ncfd.NCFDLoss(law, squared=form != "root", unbiased=unbiased)
+                value = loss(x, y, generator=torch.Generator().manual_seed(k))
+            found = torch.autograd.grad(value, (x, y))
+            slopes.append(sum((g * v).sum().item() for g, v in zip(found, (x, y), strict=True)))
+        return np.mean(slopes) / (np.std(slopes) / 10)  # in standard errors
+
+    assert slope(unbiased=False) > 10
+    if form != "root":
+        assert abs(slope(unbiased=True)) < 4
+
+
 def test_both_regularisers_keep_embeddings_from_collapsing() -> None:
     source = before("self_supervised")
     spread = {}
