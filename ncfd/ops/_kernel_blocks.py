@@ -156,9 +156,9 @@ class Kernel:
         # The exponent from which on a row's pairs must be exact: the last digit of ``k - 1``, and
         # the rounding of the product. Near the centre it is exact enough.
         eps = torch.finfo(x.dtype).eps
-        self.bounds = [
-            torch.where(v <= limit, torch.inf, math.log(eps / 8) - 32 * eps * v) for v in half
-        ]
+        smallest = 1.0 if shape.factors is None else shape.factors.amin()  # the widest kernel
+        last = math.log(eps / 8) / smallest
+        self.bounds = [torch.where(v <= limit, torch.inf, last - 32 * eps * v) for v in half]
 
     def block(self, rows: slice, columns: slice) -> Block:
         """The values of some rows and columns."""
