@@ -126,7 +126,7 @@ def backward(
     grad_t: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``_phases.backward`` by the kernels; ``needs`` are those of x, t and w."""
-    found: tuple[Tensor, Tensor, Tensor] = kernels().gradients(*grads, x, t, w, *needs, precision())
+    found: tuple[Tensor, Tensor, Tensor] = kernels().gradients(*grads, x, t, w, needs, precision())
     if grad_t is not None and needs[1]:
         found = found[0], grad_t.add_(found[1]), found[2]
     return found

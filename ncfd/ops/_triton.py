@@ -277,12 +277,11 @@ def gradients(
     x: Tensor,
     t: Tensor,
     w: Tensor | None,
-    need_x: bool,
-    need_t: bool,
-    need_w: bool,
+    needs: tuple[bool, bool, bool],
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``_phases.backward`` likewise: gradients for x, t and w, empty where not needed."""
+    need_x, need_t, need_w = needs
     radius, delta = _phases.Angle().prepare(grad_cos.reshape(-1), grad_sin.reshape(-1))
     turns = delta / (2 * torch.pi)
     grad_x = grad_t = grad_w = x.new_empty(0)
