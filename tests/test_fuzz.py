@@ -708,6 +708,11 @@ CASES = {
             else None
         ),
     ),
+    "safe_root": Case(
+        functional.safe_root,
+        lambda: {"value": T.square().requires_grad_()},
+        lambda a: a["value"].shape if is_real(a["value"]) else None,
+    ),
     "signal_discrepancy": signal_case(),
     "signal_discrepancy, groups": signal_case(**LABELS),
     "sliced_normality": sliced_case(),

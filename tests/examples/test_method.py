@@ -112,6 +112,7 @@ def test_a_limit_that_is_too_low_says_what_is_needed():
 # Options of the studies
 
 
+@pytest.mark.filterwarnings("ignore:.* are at their bound")
 @pytest.mark.parametrize("sampler", options.SAMPLERS)
 def test_every_sampler_is_learned_within_its_bounds(sampler):
     config = configure("--sampler", sampler, "--scale", "3", "--loss", "squared")

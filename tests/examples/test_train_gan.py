@@ -123,6 +123,7 @@ def test_what_cannot_be(tmp_path):
         train_gan.doublings(24)
 
 
+@pytest.mark.filterwarnings("ignore:.* are at their bound")
 def test_psi_can_raise_signal_while_the_critic_raises_the_loss(game, generator):
     critic, _ = game
     psi = ncfd.FrequencySampler(4, 256, scale=0.1)
