@@ -40,7 +40,7 @@ class NormalLaw(NamedTuple):
         """The laws of some sets."""
         if self.mean.ndim == 1:
             return self
-        return NormalLaw(*(None if v is None else v[sets] for v in self))  # type: ignore[arg-type]
+        return NormalLaw(*(None if v is None else v[sets] for v in self))  # type: ignore[arg-type]  # None stays where it was
 
     def less_one(self, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """``E k(a, a') - 1``, () or (S,), and ``E k(a, y) - 1``, (S, n), of rows ``(S, n, D)``."""

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from ncfd import _samples, ops
 from ncfd import _validation as check
-from ncfd._median import inverse_median_distance
+from ncfd._median import CENTRE_ROWS, inverse_median_distance, middle
 from ncfd._normal import NormalLaw, normal_law
 from ncfd._samples import Given, Samples
 
@@ -250,9 +250,6 @@ def _normalised(w: Tensor) -> Tensor:
 # Sets
 # ------------------------------------------------------------------------------------------------
 
-#: Rows that a set's centre is the median of.
-_CENTRE_ROWS = 9
-
 
 def _as_sets(side: Samples) -> _Rows:
     """Each batch entry as a set."""
@@ -261,24 +258,15 @@ def _as_sets(side: Samples) -> _Rows:
         w = side.weights.reshape(x.shape[:2])
         return _padded(side.name, x, w, (w == 0).argsort(dim=1, stable=True))
     n = x.shape[1]
-    few = x.detach()[:, :: max(1, n // _CENTRE_ROWS)][:, :_CENTRE_ROWS]
-    return _Rows(side.name, x, x.new_full(x.shape[:2], 1 / n), _middle(few))
-
-
-def _middle(few: Tensor) -> Tensor:
-    """In every coordinate the middle one of a few rows.
-
-    Where most rows are close together, so is this, whatever the others hold. Any point near would
-    do.
-    """
-    return few.kthvalue(few.shape[1] // 2 + 1, 1, keepdim=True).values  # faster than the median
+    few = x.detach()[:, :: max(1, n // CENTRE_ROWS)][:, :CENTRE_ROWS]
+    return _Rows(side.name, x, x.new_full(x.shape[:2], 1 / n), middle(few))
 
 
 def _padded(name: str, x: Tensor, w: Tensor, order: Tensor) -> _Rows:
     """Sets ``x (S, n, D)`` some of whose rows are absent; ``order (S, n)`` has these last."""
-    few = torch.arange(_CENTRE_ROWS, device=x.device) * (w > 0).sum(1, keepdim=True)  # (S, 9)
-    few = order.gather(1, few // _CENTRE_ROWS).unsqueeze(2).expand(-1, -1, x.shape[2])
-    centre = _middle(x.detach().gather(1, few))
+    few = torch.arange(CENTRE_ROWS, device=x.device) * (w > 0).sum(1, keepdim=True)  # (S, 9)
+    few = order.gather(1, few // CENTRE_ROWS).unsqueeze(2).expand(-1, -1, x.shape[2])
+    centre = middle(x.detach().gather(1, few))
     # Not at 0, where absent rows are: that may be far away, where kernels cost more.
     return _Rows(name, torch.where((w == 0).unsqueeze(2), centre, x), _normalised(w), centre)
 

@@ -355,7 +355,7 @@ class _Slopes:
         v = self.pairs.w_other[:, columns].unsqueeze(1)
         if self.of_factors is not None and self.needs.scale:
             weighed = block.values * w * v
-            for k, factor in enumerate(self.shape.factors):  # type: ignore[arg-type]
+            for k, factor in enumerate(self.shape.factors):  # type: ignore[arg-type]  # there, as of_factors is
                 self.of_factors[k] += count * ((block.values * factor).exp_() * weighed).sum()
         if not (self.needs.x or self.needs.y or self.stretched):
             return

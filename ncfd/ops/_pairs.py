@@ -172,7 +172,7 @@ def pair_sums_backward(
 
 
 @pair_sums_backward.register_fake
-def _pair_sums_backward_fake(grad: Tensor, *given: Any) -> list[Tensor]:  # noqa: ARG001
+def _pair_sums_backward_fake(grad: Tensor, *given: Any) -> list[Tensor]:  # noqa: ARG001 - as PyTorch calls it
     tensors, needs = given[:5], given[-1]
     return [
         given[0].new_empty(v.shape if needed and v is not None else (0,))
@@ -180,7 +180,7 @@ def _pair_sums_backward_fake(grad: Tensor, *given: Any) -> list[Tensor]:  # noqa
     ]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - as PyTorch calls it
     ctx.save_for_backward(*inputs[:7])
     ctx.rest = inputs[7:]
 
@@ -269,7 +269,7 @@ class _FullProduct(torch.autograd.Function):
             return torch.bmm(a, b)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004 - as PyTorch calls it
         ctx.save_for_backward(*inputs)
 
     @staticmethod
