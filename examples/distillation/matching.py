@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ncfd
+from ncfd._median import inverse_median_distance
 
 from .options import GAMES, Config
 from .randomness import generator as make_generator
@@ -258,7 +259,7 @@ class Matching(nn.Module):
         if self.unit == "median":
             for layer, (x, y) in enumerate(found):
                 x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-                unit = inverse_median_distances(x, real_groups, num_groups)[:, None]
+                unit = inverse_median_distance(x, real_groups, num_groups)[:, None]
                 found[layer] = (x * unit[real_groups], y * unit[synthetic_groups])
         return found
 
@@ -307,18 +308,6 @@ class Matching(nn.Module):
             num_groups=num_groups,
             reduction="none",
         ).mean(1)
-
-
-@torch.no_grad()
-def inverse_median_distances(x: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """One over the median distance between the rows of each group (G,); 1 where all are equal."""
-    found = x.new_ones(num_groups)
-    for g in range(num_groups):
-        distances = F.pdist(x[groups == g])
-        distances = distances[distances > 0]
-        if len(distances):
-            found[g] = 1 / distances.median()
-    return found
 
 
 @torch.no_grad()

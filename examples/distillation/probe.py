@@ -72,7 +72,7 @@ class Probe:
         # Rows are looked at in the unit that the scales are in.
         self.unit = data.mean.new_ones(data.num_classes)
         if features and criterion.unit == "median":
-            self.unit = matching.inverse_median_distances(
+            self.unit = matching.inverse_median_distance(
                 self.batch, self.batch_labels, data.num_classes
             )
             self.batch = self.batch * self.unit[self.batch_labels, None]

@@ -228,7 +228,7 @@ def test_a_median_unit_is_that_of_each_class_of_real_images():
         value = criterion(real, synthetic, **TWO_CLASSES)
         criterion.rewind()
         t = criterion.samplers[0]()
-        unit = matching.inverse_median_distances(
+        unit = matching.inverse_median_distance(
             torch.nn.functional.normalize(real, dim=1), TWO_CLASSES["real_groups"], 2
         )
         x, y = (
