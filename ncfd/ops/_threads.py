@@ -1,9 +1,11 @@
-"""Blocks of phases shared among threads, each with blocks of its own.
+"""Blocks of phases shared among threads, each with blocks of its own, where cores are busy.
 
 Left to itself PyTorch cuts every operation on a block among its threads and waits for the last of
 them, twenty times a block. Beside other work (data workers) one of the threads is often not
 running, and every wait takes as long as the system leaves it out. A thread that handles whole
-blocks waits once, at the end.
+blocks waits once, at the end. Where every thread has a core the waits are short, and PyTorch's
+threads, which spin for the next operation, would only be in the way of others: there each
+operation is cut. The blocks are the same either way, the last bits of a product may not be.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -40,12 +43,15 @@ def count(x: Tensor) -> int:
 def each(action: Callable[[Sequence[S]], T], items: Sequence[S], threads: int) -> list[T]:
     """``action`` of as many runs of consecutive items as there are threads, at once, in order.
 
-    Which items form a run depends on the numbers alone, so the same call gives the same bits.
+    Which items form a run depends on the numbers alone. One run after the other, with PyTorch's
+    threads in each, unless the machine is crowded at this moment; under
+    ``torch.use_deterministic_algorithms`` always, so the same call gives the same bits.
     """
     threads = min(threads, len(items))
-    if threads == 1:
-        return [action(items)]
     cuts = [len(items) * k // threads for k in range(threads + 1)]
+    runs = [items[a:b] for a, b in itertools.pairwise(cuts)]
+    if threads == 1 or torch.are_deterministic_algorithms_enabled() or not _crowded():
+        return [action(run) for run in runs]
     inference, before = torch.is_inference_mode_enabled(), torch.get_num_threads()
 
     def alone(run: Sequence[S]) -> T:
@@ -53,12 +59,21 @@ def each(action: Callable[[Sequence[S]], T], items: Sequence[S], threads: int) -
             return action(run)
 
     pool = _pool(os.getpid(), threads)
-    begun = [pool.submit(alone, items[a:b]) for a, b in itertools.pairwise(cuts)]
+    begun = [pool.submit(alone, run) for run in runs]
     try:
         wait(begun)
         return [one.result() for one in begun]
     finally:  # what a thread sets for itself is also what threads yet to come begin with
         torch.set_num_threads(before)
+
+
+def _crowded() -> bool:
+    """Whether more threads of the whole machine want to run at this moment than it has cores."""
+    try:
+        running = int(Path("/proc/loadavg").read_bytes().split(b"/")[0].split()[-1])
+    except (OSError, ValueError, IndexError):  # not Linux
+        return False
+    return running > (os.cpu_count() or 1)
 
 
 @functools.cache
