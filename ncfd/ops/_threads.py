@@ -5,7 +5,7 @@ them, twenty times a block. Beside other work (data workers) one of the threads 
 running, and every wait takes as long as the system leaves it out. A thread that handles whole
 blocks waits once, at the end. Where every thread has a core the waits are short, and PyTorch's
 threads, which spin for the next operation, would only be in the way of others: there each
-operation is cut. The blocks are the same either way, the last bits of a product may not be.
+operation is cut, and `count` is 1.
 """
 
 from __future__ import annotations
@@ -29,29 +29,28 @@ MOST = 8
 
 
 def count(x: Tensor) -> int:
-    """How many threads may share work on ``x``: 1 where only this one may touch it.
+    """How many threads are to share work on ``x``: 1 where only this one may, or cores are free.
 
-    Each thread has a setting of its own with OpenMP only.
+    Each thread has a setting of its own with OpenMP only. Blocks that are cut in another way round
+    in another way: under ``torch.use_deterministic_algorithms`` the same call gives the same bits.
     """
     plain = type(x) in (Tensor, torch.nn.Parameter)  # a tracer's tensors belong to its thread
     if x.device.type != "cpu" or not plain or not torch._C.has_openmp:
         return 1
     threads = torch.get_num_threads()
-    return threads if threads <= MOST else 1
+    fixed = threads > MOST or torch.are_deterministic_algorithms_enabled()
+    return 1 if threads == 1 or fixed or not _crowded() else threads
 
 
 def each(action: Callable[[Sequence[S]], T], items: Sequence[S], threads: int) -> list[T]:
     """``action`` of as many runs of consecutive items as there are threads, at once, in order.
 
-    Which items form a run depends on the numbers alone. One run after the other, with PyTorch's
-    threads in each, unless the machine is crowded at this moment; under
-    ``torch.use_deterministic_algorithms`` always, so the same call gives the same bits.
+    Which items form a run depends on the numbers alone.
     """
     threads = min(threads, len(items))
+    if threads == 1:
+        return [action(items)]
     cuts = [len(items) * k // threads for k in range(threads + 1)]
-    runs = [items[a:b] for a, b in itertools.pairwise(cuts)]
-    if threads == 1 or torch.are_deterministic_algorithms_enabled() or not _crowded():
-        return [action(run) for run in runs]
     inference, before = torch.is_inference_mode_enabled(), torch.get_num_threads()
 
     def alone(run: Sequence[S]) -> T:
@@ -59,7 +58,7 @@ def each(action: Callable[[Sequence[S]], T], items: Sequence[S], threads: int) -
             return action(run)
 
     pool = _pool(os.getpid(), threads)
-    begun = [pool.submit(alone, run) for run in runs]
+    begun = [pool.submit(alone, items[a:b]) for a, b in itertools.pairwise(cuts)]
     try:
         wait(begun)
         return [one.result() for one in begun]
