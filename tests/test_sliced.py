@@ -7,6 +7,7 @@ import pytest
 import torch
 from strategies import normal
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import ncfd
@@ -126,6 +127,25 @@ def test_compiles_whole_and_maps() -> None:
     torch.testing.assert_close(*values)
     grads = [torch.autograd.grad(v, leaf)[0] for v, leaf in zip(values, leaves, strict=True)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("order", ["fake first", "real first"])
+def test_fake_tensors_and_real_ones_share_nothing(order: str) -> None:
+    x, u = normal(1, 20, 6).requires_grad_(), unit(6, 11)
+    # No other test has this number of nodes: nothing is there from an earlier call.
+    nodes = 37 if order == "fake first" else 38
+
+    def real() -> Tensor:
+        return torch.autograd.grad(sliced_normality(x, u, num_nodes=nodes), x)[0]
+
+    if order == "real first":
+        real()
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        value = sliced_normality(fake, mode.from_tensor(u), num_nodes=nodes)
+        assert value.shape == ()
+        assert torch.autograd.grad(value, fake)[0].shape == x.shape
+    torch.testing.assert_close(real(), slope(x, u, nodes, 3.0))
 
 
 def test_the_module_draws_unit_directions_anew() -> None:

@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ncfd._devices import widest_float
+from ncfd._devices import constant, widest_float
 from ncfd.ops import _operator
 from ncfd.ops._budget import BUDGET
 from ncfd.ops._phases import autocast_off
@@ -72,7 +71,7 @@ def line_sums(s: Tensor, step: float, num_nodes: int, weights: Tensor | None = N
     if torch.compiler.is_compiling() and _operator._TRACES_DEPTH and _operator._graph_transforms():
         return _plain_sums(s, weights, step, num_nodes)
     # The doors of `_operator.sums`: graphs take the operator, torch.func and eager the Function.
-    apply = ray_sums_op if torch.compiler.is_compiling() else _Sums.apply
+    apply = ray_sums_op if _operator.in_graph() else _Sums.apply
     sums: Tensor = apply(s, weights, step, num_nodes)
     return sums
 
@@ -114,7 +113,7 @@ def _plan(nodes: int) -> _Plan:
     return _Plan(nodes, giant, giants)
 
 
-@lru_cache(maxsize=16)
+@constant
 def _picks(plan: _Plan, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Where the ``2 J`` sums lie in the flat ``(small, large)`` matrix.
 
@@ -144,7 +143,7 @@ def _nodes_of(matrix: Tensor, plan: _Plan) -> Tensor:
     return flat.index_select(1, first).mul_(has).addcmul_(flat.index_select(1, second), sign)
 
 
-@lru_cache(maxsize=16)
+@constant
 def _coefficient_picks(plan: _Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which two of ``[0, a, b, -a, -b]`` make each entry: at ``j = m i + r`` and ``m i - r``."""
     J = plan.nodes
@@ -358,7 +357,7 @@ def _plain_sums(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) 
 
 
 def _waves(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
-    apply = ray_waves_op if torch.compiler.is_compiling() else _Waves.apply
+    apply = ray_waves_op if _operator.in_graph() else _Waves.apply
     value: Tensor = apply(s, coefficients, step)
     return value
 
