@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
 
@@ -23,7 +23,7 @@ def moved(sums: Tensor, device: torch.device) -> Tensor:
     return sums.to(wide).to(device) if narrows else sums.to(device).to(wide)
 
 
-def constant(make: Callable[P, R]) -> Callable[P, R]:
+def constant(make: Callable[[*Ts], R]) -> Callable[[*Ts], R]:
     """Keep the tensors that ``make`` returns for its last arguments, which are hashable.
 
     What is made under a mode (fake tensors, a tracer) is that mode's own: it is made anew there,
@@ -32,8 +32,8 @@ def constant(make: Callable[P, R]) -> Callable[P, R]:
     kept = lru_cache(maxsize=16)(make)
 
     @wraps(make)
-    def found(*args: P.args, **kwargs: P.kwargs) -> R:
+    def found(*args: *Ts) -> R:
         watched = torch._C._len_torch_dispatch_stack() > 0
-        return make(*args, **kwargs) if watched else kept(*args, **kwargs)
+        return make(*args) if watched else kept(*args)
 
     return found
