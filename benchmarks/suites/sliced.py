@@ -371,6 +371,7 @@ def _process(rank: int, world: int, folder: str) -> None:
             rows[f"{name}, {parts} parts"] = {"value_error": found[0], "gradient_error": found[1]}
     if rank == 0:
         torch.save(rows, Path(folder) / "rows")
+    dist.barrier()  # one that leaves while others still read can end the whole
     dist.destroy_process_group()
 
 
