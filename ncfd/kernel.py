@@ -125,14 +125,14 @@ def gaussian_ncfd(
     if isinstance(x, Distribution):
         if real_rows is not None or isinstance(scale, str):
             raise ValueError('real_rows and scale="median" are of samples, but x is a Distribution')
-        scales = _as_scales(scale, check.check_samples(y, "y"))
+        scales = _as_scales(scale, check.check_samples(y, "y"), "y")
         form = _Form(scales, unbiased, None, chunk_size)
         value, present = _beside_law(x, real, synthetic, num_groups, form)
     else:
         of_data = isinstance(scale, str)
         if of_data and scale != "median":
             raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
-        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"))
+        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"), "x")
         if real_rows is not None:
             check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
         sides = _samples.two_sides(real, synthetic, num_groups, scales)
@@ -337,8 +337,11 @@ class _Sorted(NamedTuple):
 # ------------------------------------------------------------------------------------------------
 
 
-def _as_scales(scale: object, x: Tensor) -> Tensor:
-    """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed."""
+def _as_scales(scale: object, x: Tensor, name: str) -> Tensor:
+    """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed.
+
+    They are for samples ``x``, which the caller knows by ``name``.
+    """
     dim = x.shape[-1]
     if not isinstance(scale, Tensor):
         dtype = _samples.compute_dtype(x)
@@ -350,6 +353,7 @@ def _as_scales(scale: object, x: Tensor) -> Tensor:
     isotropic = scale.ndim == 2 and scale.shape[1] == 1
     if scale.ndim > 2 or scale.shape[0] == 0 or not (isotropic or scale.shape[-1] == dim):
         raise ValueError(
-            f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got {check.describe(scale)}"
+            f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got "
+            f"{check.describe(scale)}{check.as_rows(x, name)}"
         )
     return scale.unsqueeze(0) if scale.ndim == 1 else scale

@@ -40,7 +40,7 @@ _SQUARES_KEEP_DIGITS = 8.0
 
 #: Entries of differences held at once, and kernel values of several scales.
 _DIFFERENCES = {"cpu": 2**18, "accelerator": 2**24}
-_MIXED = {"cpu": 2**18, "accelerator": 2**24}
+_MIXED = {"cpu": 2**16, "accelerator": 2**24}
 
 
 class Pairs(NamedTuple):
@@ -208,6 +208,7 @@ class Kernel:
     ) -> None:
         self.device, self.shape, self.centre, self.tiles = pairs.device, shape, origin, parts
         self._given = rows
+        self._each: Tensor | None = None
         self._rows = torch.sub(rows, origin).mul_(shape.base)
         self.half = torch.linalg.vector_norm(self._rows, dim=2).square_().mul_(0.5)
         # The one look at the values.
@@ -225,8 +226,8 @@ class Kernel:
         last = math.log(eps / 8) / smallest
         self._bounds = torch.where(self.half <= limit, torch.inf, last - 32 * eps * self.half)
 
-    def block(self, tile: Tile) -> Block:
-        """The values of some rows and columns."""
+    def block(self, tile: Tile, needs: Needs | None) -> Block:
+        """The values of some rows and columns, and what the backward wants beside them."""
         rows, columns, mirrored = tile
         values = torch.baddbmm(
             self.half[:, columns].unsqueeze(1),
@@ -250,15 +251,41 @@ class Kernel:
                 # Only these pairs: far from each other, distances overflow.
                 exact = self._by_differences(tile, apart)
                 values[apart] = torch.where(inexact[apart], exact, values[apart])
-        factors = self.shape.factors
-        if factors is not None:
+        if self.shape.factors is not None:
             # Rounding can make the square of a small distance between large numbers negative.
-            values.clamp_max_(0)
-            less, slope = mixed(values, factors, self.wide, _MIXED[self.device])
-            return Block(less, slope, values, apart)
+            return Block(*self._mixed(values.clamp_max_(0), needs), apart)
         # Smaller kernel values take long to compute with, and change nothing.
         values.clamp_(-80, 0)
         return Block(values.exp_().sub_(1) if self.wide else less_one(values), None, None, apart)
+
+    def _mixed(
+        self, values: Tensor, needs: Needs | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The values of several scales from their exponents, which may be overwritten."""
+        factors, flat = self.shape.factors, values.view(-1)
+        assert factors is not None
+        moves = needs is not None and (needs.x or needs.y)
+        exponents = values.clone() if needs is not None and needs.scale else None
+        slope = torch.empty_like(values) if moves else None
+        sums = torch.stack((torch.ones_like(factors), factors))[: 1 + moves]
+        K, most = len(factors), _MIXED[self.device]
+        # Kernels of all scales at once, in one piece of memory: the large are slow to come by.
+        if self._each is None:
+            self._each = flat.new_empty(K, max(1, most // K))
+        step = self._each.shape[1]
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            some = torch.mul(factors.unsqueeze(1), part, out=self._each[:, : len(part)])
+            some = some.exp_() if self.wide else less_one(some)
+            found = torch.mm(sums, some)
+            part.copy_(found[0])
+            if slope is not None:
+                slope.view(-1)[start : start + step] = found[1]
+        if self.wide:
+            values.sub_(K)
+        elif slope is not None:
+            slope.add_(factors.sum())
+        return values, slope, exponents
 
     def _by_differences(self, tile: Tile, sets: Tensor) -> Tensor:
         """Exponents of some sets from differences, in the widest type there is."""
@@ -300,27 +327,6 @@ def less_one(exponent: Tensor) -> Tensor:
     return half.div_(0.5 - 0.5 * half)
 
 
-def mixed(values: Tensor, factors: Tensor, wide: bool, most: int) -> tuple[Tensor, Tensor]:
-    """``Σ_k (e^{f_k v} - 1)`` and its derivative after v, for exponents ``v`` of any shape.
-
-    ``most`` numbers are held at once.
-    """
-    K, flat = len(factors), values.reshape(-1)
-    step = max(1, most // K)
-    found = flat.new_empty(2, len(flat))
-    ones_and_factors = torch.stack((torch.ones_like(factors), factors))
-    each = flat.new_empty(K, min(step, len(flat)))
-    for start in range(0, len(flat), step):
-        part = flat[start : start + step]
-        some = torch.mul(factors.unsqueeze(1), part, out=each[:, : len(part)])
-        some = some.exp_() if wide else less_one(some)
-        torch.mm(ones_and_factors, some, out=found[:, start : start + step])
-    less, slope = found.view(2, *values.shape).unbind()
-    if wide:
-        return less.sub_(K), slope
-    return less, slope.add_(factors.sum())
-
-
 class Part(NamedTuple):
     """What the backward wants of a :class:`Kernel`."""
 
@@ -348,11 +354,12 @@ def forward(pairs: Pairs, needs: Needs | None) -> tuple[Tensor, Kept]:
         for source in kernels(pairs, shape):
             wanted, blocks = [], []
             for tile in source.tiles:
-                block = source.block(tile)
+                later = needs if needs is not None and needs.of(pairs, tile) else None
+                block = source.block(tile, later)
                 assert block.less_one is not None
-                if needs is not None and needs.of(pairs, tile):
+                if later is not None:
                     wanted.append(tile)
-                    blocks.append(needs.kept(block))
+                    blocks.append(later.kept(block))
                 product = torch.bmm(block.less_one, w[:, tile.columns])
                 sums = torch.bmm(exact[:, tile.rows].transpose(1, 2), product.to(exact.dtype))
                 total += sums
@@ -372,7 +379,7 @@ def _again(pairs: Pairs, needs: Needs) -> Iterator[Part]:
     for shape in shapes(pairs):
         for source in kernels(pairs, shape):
             wanted = [tile for tile in source.tiles if needs.of(pairs, tile)]
-            blocks = map(source.block, wanted)
+            blocks = (source.block(tile, needs) for tile in wanted)
             yield Part(shape, source.centre, source.reach, wanted, blocks)
 
 
