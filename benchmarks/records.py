@@ -61,7 +61,8 @@ def load(file: Path) -> dict[str, Any]:
 
 def default_file(folder: Path, suite: str, device: str, *, quick: bool) -> Path:
     """`<suite>-<device>.json`; quick runs carry a mark and are not kept in the repository."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    name = re.sub(r"\((r|tm)\)|\bprocessor\b", " ", device.lower())  # no part of a name
+    slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     return folder / f"{suite}-{slug}{'-quick' if quick else ''}.json"
 
 

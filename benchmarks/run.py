@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="tiny sizes: a rehearsal, no result")
     p.add_argument("--output", type=Path, metavar="FILE", help="the JSON file to write")
     p.add_argument(
-        "--resume", action="store_true", help="keep the rows of an unfinished file (adversary only)"
+        "--resume",
+        action="store_true",
+        help="keep the rows of an unfinished file (adversary and sliced only)",
     )
     # How a suite runs a part of itself in a fresh process.
     p.add_argument("--probe", nargs=2, metavar=("SUITE", "JSON"), help=argparse.SUPPRESS)
@@ -64,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> Path | None:
     args = p.parse_args(arguments)
     if (args.suite is None) == (args.probe is None):
         p.error("--suite is required")
-    if args.resume and args.suite != "adversary":
-        p.error("--resume goes on with --suite adversary only")
+    if args.resume and args.suite not in ("adversary", "sliced"):
+        p.error("--resume goes on with --suite adversary and --suite sliced only")
     if {"pipeline", "network"} & {args.suite, args.probe and args.probe[0]}:
         # As the pipeline does it; has to be said before PyTorch loads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -13,6 +13,7 @@ tensors appear only in the public functions. The closed form, :func:`gaussian_nc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -395,12 +396,12 @@ def discrepancy(
     chunk_size: int | None = None,
     process_group: torch.distributed.ProcessGroup | None = None,
     name_of_t: str = "t",
-    pays_signal: bool = False,
+    pays_signal: Callable[[Phi], None] | None = None,
 ) -> Tensor:
     """:func:`ncfd_loss` of two sides, under the names that the caller knows them by.
 
     With ``pays_signal`` the samples get its gradient, and ``t`` minus that of
-    :func:`signal_discrepancy`.
+    :func:`signal_discrepancy`. It is called with the φ̂ of the real side.
     """
     form = form.checked()
     check.check_chunk_size(chunk_size)
@@ -411,12 +412,14 @@ def discrepancy(
         weights = check.check_frequency_weights(form.frequency_weights, pair.t)
         form = form._replace(frequency_weights=weights)
     names = real.name, synthetic.name
-    if not pays_signal:
+    if pays_signal is None:
         return _value(*_phi.of_pair(pair, chunk_size, group, name_of_t), form, names)
     fixed = pair.known and _samples.pair(real, synthetic, t.detach(), num_groups, part=part).known
     sides, adversary = _phi.of_pair_apart(pair, fixed, group, name_of_t)
     value = _value(*sides, form, names)
-    gain = _signal(*adversary, form, names)
+    phi_x = adversary[0].phi()
+    pays_signal(phi_x)
+    gain = _signal(phi_x, adversary[1], form, names)
     # Nothing is added but the gradient: the adversary ascends what it is paid for.
     return value + (gain.detach() - gain)
 

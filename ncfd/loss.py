@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Never, Self
 
@@ -12,12 +13,17 @@ from torch.distributions import Distribution
 
 from ncfd import _processes, _samples, functional
 from ncfd import _validation as check
+from ncfd._phi import Phi
 from ncfd._samples import Given
 
 __all__ = ["NCFDLoss"]
 
 #: What a sampler may ascend; or None.
 ADVERSARIES = ("signal", "loss")
+
+#: A mean over frequencies is beyond the noise from this many of its deviations on; with fewer
+#: frequencies than this many these are more than half of the noise, and say nothing.
+_NOISE, _ENOUGH = 3.0, 36
 
 
 class NCFDLoss(_processes.InStep):
@@ -53,7 +59,9 @@ class NCFDLoss(_processes.InStep):
             :func:`ncfd.functional.signal_discrepancy`, which vanishes where a real sample of this
             size shows nothing but noise, so that the frequencies do not run away. ``"loss"``: the
             loss itself, as published. None: they get the loss's plain gradient and descend, for
-            loops that step the critic apart on minus the loss.
+            loops that step the critic apart on minus the loss. Under ``"signal"`` it warns once of
+            frequencies at which the real samples show nothing but noise (on the CPU): there is no
+            slope there, and an optimizer like Adam walks at random.
         frequency_weights: ``(F,)``, as in :func:`ncfd.functional.ncfd_loss` (kept as a buffer).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, over frequencies and groups. Leading
             dimensions of the samples stay: each set is a comparison of its own, so ``(V, N, D)``
@@ -84,6 +92,8 @@ class NCFDLoss(_processes.InStep):
     Source: Wang et al., *Dataset Distillation with Neural Characteristic Function*, CVPR 2025; one
     backward for both players is this package's.
     """
+
+    _told_of_noise = False
 
     def __init__(
         self,
@@ -205,7 +215,34 @@ class NCFDLoss(_processes.InStep):
             num_groups=num_groups,
             process_group=self.process_group,
             name_of_t=name_of_t,
-            pays_signal=plays and self.adversary == "signal",
+            pays_signal=self._look_at_signal if plays and self.adversary == "signal" else None,
+        )
+
+    def _look_at_signal(self, real: Phi) -> None:
+        """Warn, once, of frequencies at which the real side shows nothing beyond its noise.
+
+        Not on an accelerator, which would have to be waited for.
+        """
+        if self._told_of_noise or not check.values_visible(real.re):
+            return
+        square = (real.re.square() + real.im.square()).detach()
+        share = torch.as_tensor(real.share).detach().to(square).expand_as(square)
+        # Where φ is known there is no noise, and one row does not say how much there is.
+        counts = (share > 0) & (share < 1)
+        noise = share[counts]
+        if len(noise) < _ENOUGH:
+            return
+        # Of noise, |φ̂|² is exponential with mean and deviation 1/N.
+        chance = noise.square().mean().sqrt() / len(noise) ** 0.5
+        if not bool((square[counts] - noise).mean() <= _NOISE * chance):
+            return
+        self._told_of_noise = True
+        warnings.warn(
+            f"at these {square.shape[-1]} frequencies the real samples show nothing but noise: "
+            "what the adversary follows is chance, by which many learned scales walk outwards. "
+            "Begin lower (scale='median'), learn one factor of a fixed law (learnable='one') or "
+            "lower the sampler's learning rate; see frequency_report(x, t)",
+            stacklevel=2,
         )
 
     def _draw(

@@ -94,7 +94,8 @@ class SIGReg(_processes.InStep):
         device = x.device if generator is None else generator.device
         shape = (x.shape[-1], self.num_slices)
         u = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(x.device)
-        u = u / torch.linalg.vector_norm(u, dim=0)
+        # Of normal numbers no square is lost, and sums of columns take less time than their norms.
+        u = u / u.square().sum(0).sqrt()
         return sliced.statistic(x, u, self.num_nodes, self.t_max, self.process_group, common=common)
 
     def extra_repr(self) -> str:

@@ -11,6 +11,7 @@ of the leading batch dimensions.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +39,11 @@ def sliced_normality(
         \hat\varphi_u(s) = \frac1N \sum_n e^{i s\langle u, x_n\rangle}
 
     by the trapezoidal rule on ``num_nodes`` nodes of ``[0, t_max]``; the other half of the line
-    holds the same. One cosine and one sine of each projection give all nodes, and only the
-    projections are kept for the backward pass: memory is that of ``(*, N, K)`` twice, whatever the
-    number of nodes.
+    holds the same. One cosine and one sine of each projection give all nodes. What a line adds to
+    the gradient depends on that line alone, so it is formed with the value and takes the place of
+    the projections: memory is that of ``(*, N, K)`` once. In a compiled graph, across processes,
+    and beyond 65 nodes or 65536 rows projections are kept, and the backward forms waves again:
+    twice that memory.
 
     Args:
         x: samples ``(*, N, D)``, floating point. Leading dimensions, such as views, are averaged.
@@ -104,28 +107,95 @@ def statistic(
     dtype = torch.promote_types(torch.promote_types(x.dtype, u.dtype), torch.float32)
     N, D = x.shape[-2:]
     step = t_max / (num_nodes - 1)
+    rows, u = x.to(dtype).reshape(-1, D), u.to(dtype)
     # The whole computation in float32 at least: in half precision the projections would be 0.4 %
     # wrong, and so would the sum over nodes.
     with ops.full_precision(x):
-        rows = x.to(dtype).reshape(-1, D)
-        # All views in one product, samples last, where the sums want them: (K, V, N).
-        s = torch.mm(u.to(dtype).T, rows.T).view(u.shape[1], math.prod(x.shape[:-2]), N)
-        sums = ops.line_sums(s, step, num_nodes - 1)  # (K, V, 2 J)
-        count: Tensor | int = N
-        if group is not None:
-            sums, count = _of_all_processes(sums, N, u, group, common)
-        normal, weights = _target(step, num_nodes, sums)
-        gap = (sums / count - normal).square()
-        return count * (gap * weights).sum(2).mean()
+        if group is None and ops.gaps_fit(N, num_nodes - 1):
+            if torch.is_grad_enabled() and (rows.requires_grad or u.requires_grad):
+                value: Tensor = _OnePass.apply(rows, u, N, num_nodes, step)
+                return value
+            return _one_pass(rows, u, N, num_nodes, step, slopes=False)[0]
+        return _in_steps(rows, u, N, num_nodes, step, group, common=common)
 
 
-def _target(step: float, num_nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _in_steps(
+    rows: Tensor,
+    u: Tensor,
+    N: int,
+    num_nodes: int,
+    step: float,
+    group: torch.distributed.ProcessGroup | None = None,
+    *,
+    common: bool = False,
+) -> Tensor:
+    """The statistic of ``rows (V N, D)``, each step with a derivative of its own."""
+    # All views in one product, samples last, where the sums want them: (K, V, N).
+    s = torch.mm(u.T, rows.T).view(u.shape[1], -1, N)
+    sums = ops.line_sums(s, step, num_nodes - 1)  # (K, V, 2 J)
+    count: Tensor | int = N
+    if group is not None:
+        sums, count = _of_all_processes(sums, N, u, group, common)
+    normal, weights = (sums.new_tensor(v) for v in _target(step, num_nodes))
+    gap = (sums / count - normal).square()
+    return count * (gap * weights).sum(2).mean()
+
+
+def _one_pass(
+    rows: Tensor, u: Tensor, N: int, num_nodes: int, step: float, *, slopes: bool
+) -> tuple[Tensor, Tensor]:
+    """The statistic, and with ``slopes`` K V times its derivative for the projections (K, V N)."""
+    s = torch.mm(u.T, rows.T)
+    target, weights = _target(step, num_nodes)
+    values = ops.line_gaps(s.view(-1, N), step, target, weights, slopes=slopes)
+    return N * values.mean(), s
+
+
+class _OnePass(torch.autograd.Function):
+    """``_in_steps`` for a loop: slopes are formed with the value, in the place of projections."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, u: Tensor, N: int, num_nodes: int, step: float) -> Tensor:
+        value, slopes = _one_pass(rows, u, N, num_nodes, step, slopes=True)
+        ctx.save_for_backward(rows, u, slopes)
+        ctx.options = N, num_nodes, step
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, u, slopes = ctx.saved_tensors
+        need_rows, need_u = ctx.needs_input_grad[:2]
+        with ops.full_precision(rows):
+            if torch.is_grad_enabled():
+                return (*_differentiable(ctx, grad), None, None, None)
+            scale = grad / (slopes.numel() // ctx.options[0])
+            return (
+                torch.mm(slopes.T, u.T) * scale if need_rows else None,
+                torch.mm(rows.T, slopes.T) * scale if need_u else None,
+                None,
+                None,
+                None,
+            )
+
+
+def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """The gradients of ``rows`` and ``u`` with a graph of their own."""
+    # Views: one tensor may stand in both places, and each wants its own share.
+    rows, u = (v.view_as(v) for v in ctx.saved_tensors[:2])
+    needs = ctx.needs_input_grad[:2]
+    wanted = [v for v, needed in zip((rows, u), needs, strict=True) if needed]
+    value = _in_steps(rows, u, *ctx.options)
+    found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
+    return [next(found) if needed else None for needed in needs]
+
+
+def _target(step: float, num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """``e^{-s²/2}`` and 0, and the weights of the squared distances from them, ``(2 J,)`` each."""
     normal = [math.exp(-0.5 * (step * j) ** 2) for j in range(1, num_nodes)]
     # Node 0 is missing: there is no distance. The ends count half, and s stands for -s.
     weights = [2 * step * v for v in normal]
     weights[-1] *= 0.5
-    return like.new_tensor(normal + [0.0] * len(normal)), like.new_tensor(weights * 2)
+    return (*normal, *[0.0] * len(normal)), (*weights, *weights)
 
 
 def _of_all_processes(

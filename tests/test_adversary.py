@@ -1,6 +1,7 @@
 """An adversary that is paid for signal: J, and the two players of one backward."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -130,6 +131,41 @@ def test_signal_does_not_run_away_where_there_is_nothing() -> None:
     assert moved["signal"] < 1.1 < 1.5 < moved["loss"], moved
 
 
+def drawn(scale: float, grouped: bool, weighted: bool, adversary: str = "signal") -> None:
+    """One call at normal frequencies, from 40 rows of 64 features of deviation 1/8."""
+    x, y = normal(1, 40, 64).float() / 8, normal(2, 10, 64).float() / 8
+    extra: dict = {}
+    if grouped:
+        extra |= {"real_groups": torch.arange(40) % 2, "synthetic_groups": torch.arange(10) % 2}
+        extra |= {"num_groups": 3}  # the third is empty
+    if weighted:
+        extra |= {"real_weights": torch.linspace(0.5, 2, 40)}
+    t = (scale * normal(3, 256, 64).float()).requires_grad_()
+    loss = NCFDLoss(t.detach(), adversary=adversary)
+    loss(x, y, t=t, **extra)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once
+        loss(x, y, t=t, **extra)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_frequencies_without_signal_warn_once(grouped: bool, weighted: bool) -> None:
+    # A phase of 5 radians, where |φ| is exp(-12.5).
+    with pytest.warns(UserWarning, match="nothing but noise"):
+        drawn(5.0, grouped, weighted)
+    drawn(5.0, grouped, weighted, adversary="loss")
+    # |φ|² is exp(-4): under the 1/40 of each frequency's noise, but not of all together.
+    drawn(2.0, grouped, weighted)
+
+
+def test_where_the_real_side_has_no_noise_nothing_warns() -> None:
+    y, t = normal(2, M, D), (50 * normal(3, F, D)).requires_grad_()
+    law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(D), 1.0), 1)
+    NCFDLoss(t.detach())(law, y, t=t)
+    NCFDLoss(t.detach())(normal(1, 1, D), y, t=t)  # a single row has nothing to measure it by
+
+
 def moved(psi: nn.Module, by: float) -> nn.Module:
     """The sampler with every raw scale at ``by``."""
     raw = psi.network[-1].bias if isinstance(psi, ncfd.FrequencySampler) else psi.raw_scale
@@ -150,6 +186,8 @@ def moved(psi: nn.Module, by: float) -> nn.Module:
 @pytest.mark.parametrize(("by", "side"), [(9.0, "above"), (-9.0, "below")])
 def test_most_scales_at_a_bound_warn_once(psi: nn.Module, by: float, side: str) -> None:
     x, y = normal(1, N, 4).float(), normal(2, M, 4).float()
+    # Those far above have no signal, of which the loss warns as well.
+    warnings.filterwarnings("ignore", "at these 64 frequencies")
     psi = moved(copy.deepcopy(psi), by)
     with torch.no_grad():  # nobody learns
         psi()

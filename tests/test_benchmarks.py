@@ -121,6 +121,19 @@ def test_adversary_suite_goes_on_where_it_was_stopped(tmp_path, capsys):
         run.main(["--suite", "loss", "--resume"])
 
 
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("cpu Intel(R) Xeon(R) Processor", "cpu-intel-xeon"),
+        ("cpu AMD EPYC", "cpu-amd-epyc"),
+        ("cpu Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz", "cpu-intel-core-i7-8700-cpu-3-20ghz"),
+        ("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3"),
+    ],
+)
+def test_a_result_is_named_by_suite_and_device(device, name, tmp_path):
+    assert records.default_file(tmp_path, "loss", device, quick=False).name == f"loss-{name}.json"
+
+
 def test_the_trial_is_judged_by_its_best_fixed_scale():
     where = {"data": "sheet", "D": 2, "M": 10}
     errors = {

@@ -819,7 +819,7 @@ def adversary_rows():
 
 
 #: On which the adversary was measured, as it calls itself.
-PROCESSOR = "intel-r-xeon-r-processor"
+PROCESSOR = "intel-xeon"
 LEARNED = ("one scale, J", "one scale, J, spread", "one scale, loss", "mixture, J", "mixture, loss")
 
 

@@ -316,6 +316,7 @@ def test_without_adversary_the_sampler_lowers_the_loss() -> None:
     assert loss(real, synthetic) < before
 
 
+@pytest.mark.filterwarnings("ignore:at these 512 frequencies")  # far above the data's, on purpose
 def test_the_game_finds_the_scale_at_which_the_sets_differ() -> None:
     # Synthetic rows are real rows moved by ±0.05, so coarse frequencies see nothing: the
     # adversary has to go up in scale, as far as it is allowed, and its optimizer takes it there.

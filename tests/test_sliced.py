@@ -7,6 +7,7 @@ import pytest
 import torch
 from strategies import normal
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import ncfd
@@ -91,6 +92,49 @@ def test_gradients_are_those_of_differences() -> None:
     assert gradgradcheck(lambda x: sliced_normality(x, u.detach(), num_nodes=5), (x,))
 
 
+@pytest.mark.parametrize(
+    ("rows", "num_nodes"),
+    [
+        pytest.param(40, 17, id="one pass"),
+        pytest.param(2500, 17, id="lines in parts"),
+        pytest.param(70000, 5, id="lines too long for one block"),
+        pytest.param(40, 80, id="more nodes than a table takes"),
+    ],
+)
+def test_every_way_gives_the_formula_in_float32(rows: int, num_nodes: int) -> None:
+    x, u = 1.2 * normal(1, rows, 3) + 0.1, unit(3, 5)
+    leaf, way = x.float().requires_grad_(), u.float().requires_grad_()
+    value = sliced_normality(leaf, way, num_nodes=num_nodes)
+    assert value.item() == pytest.approx(statistic(x, u, num_nodes, 3.0), rel=2e-5)
+    wanted = slope(x, u, num_nodes, 3.0)
+    found, for_u = torch.autograd.grad(value, (leaf, way), retain_graph=True)
+    assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+    assert torch.equal(torch.autograd.grad(2 * value, leaf)[0], 2 * found)
+    # Both turn the projections: Σ_n x ∂x = Σ_k u ∂u.
+    torch.testing.assert_close((leaf * found).sum(), (way * for_u).sum(), rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert sliced_normality(leaf, way, num_nodes=num_nodes) == value
+
+
+def test_samples_may_be_their_own_directions() -> None:
+    x = normal(1, 6, 6)
+    apart = [x.clone().requires_grad_() for _ in range(2)]
+    shares = torch.autograd.grad(sliced_normality(*apart), apart)
+    leaf = x.clone().requires_grad_()
+    for graph in (False, True):
+        value = sliced_normality(leaf, leaf)
+        found = torch.autograd.grad(value, leaf, create_graph=graph)[0]
+        torch.testing.assert_close(found, shares[0] + shares[1])
+
+
+def test_gradients_of_many_outputs_at_once() -> None:
+    x, u = normal(1, 20, 6).requires_grad_(), unit(6, 11)
+    values = sliced_normality(x, u) * torch.arange(3)
+    found = torch.autograd.grad(values, x, torch.eye(3, dtype=x.dtype), is_grads_batched=True)[0]
+    single = torch.autograd.grad(sliced_normality(x, u), x)[0]
+    torch.testing.assert_close(found, torch.arange(3).view(3, 1, 1) * single)
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 40.0])
 def test_gradient_in_float32_at_any_size(size: float) -> None:
     x, u = size * normal(1, 64, 8), unit(8, 16)
@@ -126,6 +170,25 @@ def test_compiles_whole_and_maps() -> None:
     torch.testing.assert_close(*values)
     grads = [torch.autograd.grad(v, leaf)[0] for v, leaf in zip(values, leaves, strict=True)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("order", ["fake first", "real first"])
+def test_fake_tensors_and_real_ones_share_nothing(order: str) -> None:
+    x, u = normal(1, 20, 6).requires_grad_(), unit(6, 11)
+    # No other test has this number of nodes: nothing is there from an earlier call.
+    nodes = 37 if order == "fake first" else 38
+
+    def real() -> Tensor:
+        return torch.autograd.grad(sliced_normality(x, u, num_nodes=nodes), x)[0]
+
+    if order == "real first":
+        real()
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        value = sliced_normality(fake, mode.from_tensor(u), num_nodes=nodes)
+        assert value.shape == ()
+        assert torch.autograd.grad(value, fake)[0].shape == x.shape
+    torch.testing.assert_close(real(), slope(x, u, nodes, 3.0))
 
 
 def test_the_module_draws_unit_directions_anew() -> None:

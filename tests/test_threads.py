@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -27,9 +28,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Blocks so small that these few samples have many; three threads."""
+    """Blocks so small that these few samples have many; three threads; all cores busy."""
     monkeypatch.setitem(ops.BUDGET, "block_small_dim", BLOCK)
     monkeypatch.setitem(ops.BUDGET, "few", 0)
+    monkeypatch.setattr(_threads, "_crowded", lambda: True)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -99,6 +101,41 @@ def test_equal_inputs_give_equal_bits() -> None:
         assert all(map(torch.equal, values(*tensors()), first))
 
 
+@pytest.mark.parametrize("why", ["cores are free", "deterministic"])
+def test_with_free_cores_and_for_equal_bits_blocks_stay_here(
+    why: str, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = values(*tensors())
+    used.clear()
+    if why == "deterministic":
+        torch.use_deterministic_algorithms(True)
+    else:
+        monkeypatch.setattr(_threads, "_crowded", lambda: False)
+    try:
+        here = values(*tensors())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert set(used) == {threading.current_thread().name}
+    for a, b in zip(shared, here, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the count is Linux's")
+def test_a_crowd_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with monkeypatch.context() as many:
+        many.setattr(os, "cpu_count", lambda: 10**6)
+        assert not _threads._crowded()
+    spin = [sys.executable, "-S", "-c", "while True: pass"]
+    processes = [subprocess.Popen(spin) for _ in range((os.cpu_count() or 1) + 1)]
+    try:
+        assert any(_threads._crowded() or time.sleep(0.01) for _ in range(1000))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def test_few_blocks_and_blocks_of_the_callers_choice_are_not_shared(used: list[str]) -> None:
     x, y, t = tensors()
     here = {threading.current_thread().name}
@@ -154,6 +191,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     from ncfd import ops
     from ncfd.ops import _threads
     torch.set_num_threads(2)
+    _threads._crowded = lambda: True
     total = lambda run: sum(run)
     assert _threads.each(total, range(4), 2) == [1, 5]
     child = os.fork()

@@ -4,7 +4,11 @@
 an eighth of them dead, scaled so that their root mean square distance from the mean is 1: a scale
 then is the root mean square phase ⟨t, x - x̄⟩ in radians. `growth` is that phase after the steps
 over that before, `highest` the largest one on the way, `bound` the share of the scales of living
-features within 5 % (of the logarithm) of their bound, `bound, dead` that of the others.
+features within 5 % (of the logarithm) of their bound, `bound, dead` that of the others. `mean log`
+and `deviation log` are of the living features' scales over the start.
+
+`walk`: the same, and with every gradient's sign drawn at random, which leaves its size and takes
+out whatever it says: where both go the same way, that way is a random walk of Adam's.
 
 `trial`: M points moved to match data, the root loss, Adam; frequencies at fixed scales, and from ψ,
 from several starts. `error` is 1000 times the energy distance of the points to held-out rows
@@ -34,10 +38,12 @@ from ncfd.functional import characteristic_function, signal_discrepancy
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Rows = list[dict[str, Any]]
+Learner = ncfd.FrequencySampler | ncfd.GaussianFrequencies
 
 #: Rows of length 1 about their mean: from far too low to far too high.
 FIXED = (0.6, 1.0, 1.5, 2.2, 3.3, 5.0)
 STARTS = (0.3, 1.0, 3.0, 10.0)
+SEEDS = 3
 #: ψ as a single number: the scale of all features, as free as the mixture's scales are.
 ONE: dict[str, Any] = {"learnable": "one", "max_ratio": 30.0}
 SPREAD = {"spread": 0.35}
@@ -57,12 +63,19 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
     ]
     bias(device, quick, written)
     told(device, quick, written)
-    trials(device, quick, written)
+    trials(device, quick, written, 0)
     nothing(device, quick, written)
+    walks(device, quick, written)
+    for seed in range(1, 1 if quick else SEEDS):
+        trials(device, quick, written, seed)
     judge(written)
 
 
 # --- on nothing ----------------------------------------------------------------------------------
+
+
+#: J does not know of the root: its ψ moves alike under both losses.
+PAID = (("signal", "either"), ("loss", "root"), ("loss", "squared"))
 
 
 def nothing(device: torch.device, quick: bool, written: Records) -> None:
@@ -72,20 +85,50 @@ def nothing(device: torch.device, quick: bool, written: Records) -> None:
             x, dead = features(128 + M, D, torch.Generator().manual_seed(0))
             x = x.to(device)
             for start in (0.5,) if quick else (0.5, 1.0, 3.0):
-                for rate in (1e-3,) if quick or D > 512 else (1e-4, 1e-3, 1e-2):
-                    # J does not know of the root: its ψ moves alike under both losses.
-                    for adversary, form in (
-                        ("signal", "either"),
-                        ("loss", "root"),
-                        ("loss", "squared"),
-                    ):
-                        row = {"D": D, "N": 128, "M": M, "start": f"{start:g}"}
-                        row |= {"rate": f"{rate:g}", "adversary": adversary, "form": form}
-                        if not written.has("nothing", row):
-                            found = on_nothing(
-                                x, dead, 128, start, rate, adversary, form == "squared", steps
-                            )
-                            written.add("nothing", row | found)
+                for way in ("mixture", "one scale"):
+                    few = quick or (D > 512 and way == "mixture")
+                    for rate in (1e-3,) if few else (1e-4, 1e-3, 1e-2):
+                        for adversary, form in PAID:
+                            row = {"D": D, "N": 128, "M": M, "frequencies": way}
+                            row |= {"start": f"{start:g}", "rate": f"{rate:g}"}
+                            row |= {"adversary": adversary, "form": form}
+                            if not written.has("nothing", row):
+                                psi = learner(way, D, start, 0).to(device)
+                                loss = ncfd.NCFDLoss(
+                                    psi, adversary=adversary, squared=form == "squared"
+                                )
+                                found = on_nothing(x, dead, loss, psi, start, rate, steps)
+                                written.add("nothing", row | found)
+
+
+def walks(device: torch.device, quick: bool, written: Records) -> None:
+    D, start = (16, 1.0) if quick else (512, 3.0)
+    x, dead = features(138, D, torch.Generator().manual_seed(0))
+    x = x.to(device)
+    for way, rates in (("mixture", (1e-4, 1e-3)), ("one scale", (1e-2,))):
+        for rate in rates:
+            for paid in ("signal", "signal, random sign", "loss"):
+                for seed in range(1 if quick else SEEDS):
+                    row = {"D": D, "N": 128, "M": 10, "frequencies": way, "start": f"{start:g}"}
+                    row |= {"rate": f"{rate:g}", "adversary": paid, "seed": seed}
+                    if not written.has("walk", row):
+                        adversary: Any = paid.partition(",")[0]
+                        psi = learner(way, D, start, seed).to(device)
+                        loss = ncfd.NCFDLoss(psi, adversary=adversary)
+                        random = paid != adversary
+                        signs = torch.Generator().manual_seed(seed) if random else None
+                        steps = 20 if quick else 500
+                        found = on_nothing(x, dead, loss, psi, start, rate, steps, seed, signs)
+                        written.add("walk", row | found)
+
+
+def learner(way: str, D: int, start: float, seed: int) -> Learner:
+    F = 64 if D >= 2048 else 256
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if way == "mixture":
+            return ncfd.FrequencySampler(D, F, scale=start)
+        return ncfd.GaussianFrequencies(D, F, scale=start, **ONE)
 
 
 def features(rows: int, D: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -100,40 +143,41 @@ def features(rows: int, D: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 def on_nothing(
     x: Tensor,
     dead: Tensor,
-    N: int,
+    loss: ncfd.NCFDLoss,
+    psi: Learner,
     start: float,
     rate: float,
-    adversary: Any,
-    squared: bool,
     steps: int,
+    seed: int = 0,
+    signs: torch.Generator | None = None,
 ) -> dict[str, float]:
-    """Where ψ goes between the first N rows and the others."""
-    D = x.shape[1]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        psi = ncfd.FrequencySampler(D, 64 if D >= 2048 else 256, scale=start).to(x.device)
-    loss = ncfd.NCFDLoss(psi, adversary=adversary, squared=squared)
+    """Where ψ goes between the first 128 rows and the others."""
     optimizer = torch.optim.Adam(psi.parameters(), rate)
-    draws = torch.Generator().manual_seed(1)
+    draws = torch.Generator().manual_seed(1 + seed)
     before = highest = phase(psi, x)
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        loss(x[:N], x[N:], generator=draws).backward()
+        value = loss(x[:128], x[128:], generator=draws)
+        if signs is not None:
+            value = value * (2 * torch.randint(2, (), generator=signs).item() - 1)
+        value.backward()
         optimizer.step()
         if step % 25 == 0:
             highest = max(highest, phase(psi, x))
     after = phase(psi, x)
     with torch.no_grad():
-        scales = psi.scales(torch.Generator().manual_seed(2)).cpu()
-    bound = (scales / start).log().abs() > 0.95 * math.log(psi.max_ratio)
-    shares = (bound[:, ~dead].double().mean().item(), bound[:, dead].double().mean().item())
+        moved = psi.scales(torch.Generator().manual_seed(2)).cpu().reshape(-1, len(dead))
+    moved = (moved / start).log().double()
+    bound = moved.abs() > 0.95 * math.log(psi.max_ratio)
     return {
         "before": before,
         "after": after,
         "growth": after / before,
         "highest": highest / before,
-        "bound": shares[0],
-        "bound, dead": shares[1],
+        "bound": bound[:, ~dead].double().mean().item(),
+        "bound, dead": bound[:, dead].double().mean().item(),
+        "mean log": moved[:, ~dead].mean().item(),
+        "deviation log": moved[:, ~dead].std().item(),
     }
 
 
@@ -211,11 +255,11 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 def settings(quick: bool) -> Iterable[tuple[str, int, int]]:
     if quick:
         return [("clusters", 2, 10), ("digits", 64, 10)]
-    sizes = [(kind, D) for kind in KINDS for D in (2, 16, 128)] + [("digits", 64)]
+    sizes = [("digits", 64)] + [(kind, D) for D in (16, 128, 2) for kind in KINDS]
     return [(kind, D, M) for kind, D in sizes for M in (10, 40, 200)]
 
 
-def trials(device: torch.device, quick: bool, written: Records, seed: int = 0) -> None:
+def trials(device: torch.device, quick: bool, written: Records, seed: int) -> None:
     steps = 30 if quick else 500
     fixed, starts = (FIXED[:3:2], STARTS[1:2]) if quick else (FIXED, STARTS)
     middle = starts if quick else starts[1:3]

@@ -213,6 +213,27 @@ _ALL = (
         protocol=CONVERGED,
     ),
     Study(
+        "recipe",
+        "Which parts of the recipe does the accuracy rest on?",
+        ("--loss", "squared", "--method", "mmd", "--scale-unit", "median", "--scale", "2"),
+        (
+            Row("reference"),
+            Row("2000 iterations", ("--iterations", "2000")),
+            Row("128 real images", ("--batch-real", "128")),
+            Row("32 real images", ("--batch-real", "32")),
+            Row("rate of the images × 3", ("--lr-image", "3e-3")),
+            Row("rate held", ("--patience", "600")),
+            Row("zoo of 12 epochs", ("--zoo-epochs", "12")),
+            Row("trained networks only", ("--extractor", "trained")),
+            Row("calibration", ("--calibration", "1")),
+            Row("two layers", ("--layers", "2")),
+            Row("evaluation of 1000 epochs", ("--eval-epochs", "1000")),
+            Row("stored whole", ("--factor", "1")),
+        ),
+        reference="reference",
+        protocol=CONVERGED,
+    ),
+    Study(
         "loss",
         "Which form of the discrepancy: its square, corrected for sampling noise or not, or the "
         "root?",

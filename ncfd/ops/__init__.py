@@ -9,7 +9,7 @@ from ncfd.ops._budget import BUDGET
 from ncfd.ops._fused import use_triton
 from ncfd.ops._pairs import full_precision, kernel_sums
 from ncfd.ops._phases import features
-from ncfd.ops._rays import line_sums, ray_sums
+from ncfd.ops._rays import gaps_fit, line_gaps, line_sums, ray_sums
 from ncfd.ops._sums import Pair, Side, sums, sums_apart, sums_of
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "Side",
     "features",
     "full_precision",
+    "gaps_fit",
     "kernel_sums",
+    "line_gaps",
     "line_sums",
     "ray_sums",
     "sums",

@@ -43,6 +43,14 @@ def transforming() -> bool:
 _TRACES_DEPTH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 
 
+def in_graph() -> bool:
+    """While a graph is being formed, its backward included.
+
+    Of the backward, which no dynamo sees, PyTorch 2.11 says that it is not compiling.
+    """
+    return torch.compiler.is_compiling() or torch._guards.TracingContext.try_get() is not None
+
+
 def _graph_transforms() -> bool:
     """Inside a ``torch.func`` transform in a graph; dynamo misreads the stack itself."""
     depth = getattr(torch._C._functorch, "get_dynamic_layer_stack_depth", None)
@@ -189,8 +197,8 @@ def _backward_sums(
     grad_sin = x.new_zeros(ctx.sums_shape) if grad_sin is None else grad_sin
     need_x, need_t, need_w = ctx.needs_input_grad[:3]
     needs = need_x, need_t, need_w
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or batched:
-        way = cf_sums_backward if torch.compiler.is_compiling() else _SumsBackward.apply
+    if in_graph() or torch.is_grad_enabled() or batched:
+        way = cf_sums_backward if in_graph() else _SumsBackward.apply
         # In one piece, or formed again.
         kept = pieces[0] if len(pieces) == 1 else x.new_empty(0)
         grad_x, grad_t, grad_w = way(

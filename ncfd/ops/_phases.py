@@ -99,10 +99,11 @@ def _fitting(v: Tensor, x: Tensor, num_freqs: int) -> Tensor:
 
 def _threads_for(x: Tensor, t: Tensor, chunk: int) -> int:
     """How many threads share the blocks, where these are small and many."""
-    small = BUDGET["block_small_dim"]
-    threads = _threads.count(x) if x.shape[2] < SMALL_DIM and t.shape[0] == 1 else 1
-    phases = x.shape[:2].numel() * t.shape[1] * x.element_size()
-    return threads if chunk == 0 and phases >= 4 * threads * small else 1
+    blocks = x.shape[:2].numel() * t.shape[1] * x.element_size() // BUDGET["block_small_dim"]
+    if chunk > 0 or x.shape[2] >= SMALL_DIM or t.shape[0] > 1 or blocks < 8:
+        return 1
+    threads = _threads.count(x)
+    return threads if blocks >= 4 * threads else 1
 
 
 def _blocks(batch: int, rows: int, limit: int) -> Iterator[Block]:

@@ -20,19 +20,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ncfd._devices import widest_float
+from ncfd._devices import constant, widest_float
 from ncfd.ops import _operator
 from ncfd.ops._budget import BUDGET
 from ncfd.ops._phases import autocast_off
 
 # Rows that a product adds in float32, as in the other sums.
 _SEQUENTIAL_ROWS = 1024
+# Up to this many nodes a product with a table is faster than picking them.
+_DENSE_NODES = 64
+# Up to this many samples a line is one block.
+_LONGEST = 2**16
+# PyTorch cuts an operation among threads where each has so many numbers (its GRAIN_SIZE).
+_SHARED = 2**15
 
 
 def ray_sums(
@@ -72,7 +77,7 @@ def line_sums(s: Tensor, step: float, num_nodes: int, weights: Tensor | None = N
     if torch.compiler.is_compiling() and _operator._TRACES_DEPTH and _operator._graph_transforms():
         return _plain_sums(s, weights, step, num_nodes)
     # The doors of `_operator.sums`: graphs take the operator, torch.func and eager the Function.
-    apply = ray_sums_op if torch.compiler.is_compiling() else _Sums.apply
+    apply = ray_sums_op if _operator.in_graph() else _Sums.apply
     sums: Tensor = apply(s, weights, step, num_nodes)
     return sums
 
@@ -114,7 +119,7 @@ def _plan(nodes: int) -> _Plan:
     return _Plan(nodes, giant, giants)
 
 
-@lru_cache(maxsize=16)
+@constant
 def _picks(plan: _Plan, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Where the ``2 J`` sums lie in the flat ``(small, large)`` matrix.
 
@@ -144,7 +149,7 @@ def _nodes_of(matrix: Tensor, plan: _Plan) -> Tensor:
     return flat.index_select(1, first).mul_(has).addcmul_(flat.index_select(1, second), sign)
 
 
-@lru_cache(maxsize=16)
+@constant
 def _coefficient_picks(plan: _Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which two of ``[0, a, b, -a, -b]`` make each entry: at ``j = m i + r`` and ``m i - r``."""
     J = plan.nodes
@@ -181,12 +186,16 @@ def _matrix_of(coefficients: Tensor, plan: _Plan) -> Tensor:
 class _Powers:
     """Powers of ``exp(iθ)`` of one block of lines after another, in the same memory."""
 
-    def __init__(self, like: Tensor, plan: _Plan, lines: int, rows: int) -> None:
+    def __init__(self, like: Tensor, plan: _Plan, lines: int, rows: int, *, waves: bool) -> None:
         self.plan = plan
-        self.memory = like.new_empty((plan.num_small + plan.num_large) * lines * rows)
+        # Products have their lines first: they would go through a copy otherwise.
+        self.held = (
+            2 * plan.num_small + plan.num_large if waves else plan.num_small + plan.num_large
+        )
+        self.memory = like.new_empty(self.held * lines * rows)
         self.zero, self.one = like.new_zeros(()), like.new_ones(())
         self.shape = (0, 0)
-        self.small = self.large = self.memory
+        self.small = self.large = self.products = self.memory
         self.powers: list[Pair] = []
         self.giants: list[Pair] = []
 
@@ -203,12 +212,36 @@ class _Powers:
             self._double(self.powers[-1], self.giants[0])
             self._raise(self.giants)
 
+    def sums(self, weights: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """``(l, m + 1, 2 I + 1)``: over samples, of the products of small and large powers."""
+        small = self.small if weights is None else self.small * weights
+        left, right = small.transpose(0, 1), self.large.permute(1, 2, 0)
+        if self.shape[1] <= _SEQUENTIAL_ROWS:
+            return torch.bmm(left, right, out=out)
+        wide = widest_float(small.device)
+        total = small.new_zeros(small.shape[1], len(small), len(self.large), dtype=wide)
+        for start in range(0, self.shape[1], _SEQUENTIAL_ROWS):
+            n = slice(start, start + _SEQUENTIAL_ROWS)
+            total += torch.bmm(left[:, :, n], right[:, n])
+        return total.to(small.dtype)
+
+    def waves(self, matrix: Tensor, out: Tensor) -> None:
+        """The polynomial with coefficients ``matrix (l, m + 1, 2 I + 1)`` into ``out (l, n)``."""
+        torch.bmm(matrix, self.large.transpose(0, 1), out=self.products)
+        value, *others = self.products.unbind(1)
+        *most, last = zip(self.small.unbind()[1:], others, strict=True)
+        for power, product in most:
+            value.addcmul_(power, product)
+        torch.addcmul(value, *last, out=out)
+
     def _arrange(self, lines: int, rows: int) -> None:
         # Views take longer than the arithmetic of a small block: made once a shape, not a block.
         self.shape = (lines, rows)
-        plan, size = self.plan, lines * rows
-        parts = self.memory[: (plan.num_small + plan.num_large) * size].view(-1, lines, rows)
-        self.small, self.large = parts[: plan.num_small], parts[plan.num_small :]
+        plan = self.plan
+        parts = self.memory[: self.held * lines * rows].view(-1, lines, rows)
+        sizes = [plan.num_small, plan.num_large, self.held - plan.num_small - plan.num_large]
+        self.small, self.large, products = torch.split(parts, sizes)
+        self.products = products.view(lines, -1, rows)
         self.small[0] = 1
         self.large[0] = 1
         self.powers = _pairs(self.small, plan.half)
@@ -236,17 +269,19 @@ def _pairs(powers: Tensor, count: int) -> list[Pair]:
     return list(zip(views[1 : count + 1], views[count + 1 :], strict=True))
 
 
-def _block_shape(s: Tensor, plan: _Plan) -> tuple[int, int]:
+def _block_shape(s: Tensor, plan: _Plan, most_rows: int = _SEQUENTIAL_ROWS) -> tuple[int, int]:
     """Lines and samples of one block."""
-    if s.device.type == "cpu":
-        # Each thread works on its own part, in its own cache.
-        budget = BUDGET["block_small_dim"] * torch.get_num_threads()
-    else:
-        budget = BUDGET["block_accelerator"]
     # Powers, their weighted copy or the products; and what is read and written.
     held = (2 * plan.num_small + plan.num_large + 2) * s.element_size()
-    rows = min(s.shape[1], _SEQUENTIAL_ROWS)
-    lines = max(1, budget // (held * max(rows, 1)))
+    if s.device.type == "cpu":
+        # Each thread works on its own part, in its own cache.
+        threads = torch.get_num_threads()
+        angles = BUDGET["block_small_dim"] // held
+        angles = angles if threads == 1 else threads * max(angles, _SHARED)
+    else:
+        angles = BUDGET["block_accelerator"] // held
+    rows = min(s.shape[1], most_rows)
+    lines = max(1, angles // max(rows, 1))
     # Blocks of one size, as far as that goes.
     blocks = max(1, -(-s.shape[0] // lines))
     return -(-s.shape[0] // blocks), rows
@@ -274,18 +309,15 @@ def _sums_kernel(s: Tensor, weights: Tensor | None, step: float, num_nodes: int)
     # Sums over many blocks in float64: they are only a few numbers a line.
     dtype = s.dtype if rows == N else widest_float(s.device)
     total = s.new_zeros(B * K, plan.num_small, plan.num_large, dtype=dtype)
-    powers = _Powers(s, plan, lines, rows)
+    powers = _Powers(s, plan, lines, rows, waves=False)
     with autocast_off(s.device):
         for k, n in _blocks(flat, lines, rows):
             powers.enter(flat[k, n], step)
-            small = powers.small
-            if weights is not None:
-                small = small * _weights_of(weights, k, n, K)
-            left, right = small.transpose(0, 1), powers.large.permute(1, 2, 0)
+            w = None if weights is None else _weights_of(weights, k, n, K)
             if rows == N:
-                torch.bmm(left, right, out=total[k])
+                powers.sums(w, out=total[k])
             else:
-                total[k] += torch.bmm(left, right)
+                total[k] += powers.sums(w)
     return _nodes_of(total.to(s.dtype), plan).view(B, K, 2 * num_nodes)
 
 
@@ -296,21 +328,78 @@ def _waves_kernel(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
     matrix = _matrix_of(coefficients.reshape(B * K, -1), plan)
     out = s.new_empty(B * K, N)
     lines, rows = _block_shape(flat, plan)
-    powers = _Powers(s, plan, lines, rows)
-    # Lines first: the product would go through a copy otherwise.
-    spare = s.new_empty(lines * plan.num_small * rows)
+    powers = _Powers(s, plan, lines, rows, waves=True)
     with autocast_off(s.device):
         for k, n in _blocks(flat, lines, rows):
             powers.enter(flat[k, n], step)
-            shape = (powers.shape[0], plan.num_small, powers.shape[1])
-            products = spare[: math.prod(shape)].view(shape)
-            torch.bmm(matrix[k], powers.large.transpose(0, 1), out=products)
-            value, *others = products.unbind(1)
-            *most, last = zip(powers.small.unbind()[1:], others, strict=True)
-            for power, product in most:
-                value.addcmul_(power, product)
-            torch.addcmul(value, *last, out=out[k, n])
+            powers.waves(matrix[k], out[k, n])
     return out.view(B, K, N)
+
+
+# ------------------------------------------------------------------------------------------------
+# Value and slopes at once, where the sums of a line are all that its slopes depend on
+# ------------------------------------------------------------------------------------------------
+
+
+def gaps_fit(rows: int, num_nodes: int) -> bool:
+    """Whether ``line_gaps`` may be used here, for lines of so many samples."""
+    composed = torch.compiler.is_compiling() or _operator.transforming()
+    return not composed and num_nodes <= _DENSE_NODES and rows <= _LONGEST
+
+
+def line_gaps(
+    s: Tensor,
+    step: float,
+    target: tuple[float, ...],
+    weights: tuple[float, ...],
+    *,
+    slopes: bool,
+) -> Tensor:
+    """``Σ_j w_j (f_j - target_j)²`` of each line of ``s (L, N)``, ``f`` its means: ``(L,)``.
+
+    Means of J cosines first, then of J sines; ``target`` and ``weights`` likewise, 2 J each. With
+    ``slopes`` the derivative of N times the value takes the place of ``s``, formed while the powers
+    of a block are there. Has no derivative of its own.
+    """
+    L, N = s.shape
+    plan = _plan(len(target) // 2)
+    nodes, towards, back, weight = _gap_tables(step, target, weights, s.device, s.dtype)
+    lines, _ = _block_shape(s, plan, _LONGEST)
+    values = s.new_empty(L)
+    powers = _Powers(s, plan, lines, N, waves=slopes)
+    with autocast_off(s.device):
+        for start in range(0, L, lines):
+            part = s[start : start + lines]
+            powers.enter(part, step)
+            gap = torch.addmm(towards, powers.sums().flatten(1), nodes, alpha=1 / N)
+            torch.mv(gap * gap, weight, out=values[start : start + lines])
+            if slopes:
+                matrix = torch.mm(gap, back).view(-1, plan.num_small, plan.num_large)
+                powers.waves(matrix, part)
+    return values
+
+
+@constant
+def _gap_tables(
+    step: float,
+    target: tuple[float, ...],
+    weights: tuple[float, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """From products of powers to nodes, ``-target``, from gaps to slopes' products, ``weights``."""
+    J = len(target) // 2
+    plan = _plan(J)
+    first, has, second, sign = _picks(plan, device, dtype)
+    nodes = torch.zeros(plan.num_small * plan.num_large, 2 * J, device=device, dtype=dtype)
+    column = torch.arange(2 * J, device=device)
+    nodes[first, column] = has
+    nodes[second, column] += sign
+    weight = torch.tensor(weights, device=device, dtype=dtype)
+    rate = 2 * step * torch.arange(1, J + 1, device=device, dtype=dtype)
+    # The derivative of a cosine is a negative sine, and of a sine a cosine.
+    back = torch.cat([-rate * weight[:J] * nodes[:, J:], rate * weight[J:] * nodes[:, :J]], 1).T
+    return nodes, -torch.tensor(target, device=device, dtype=dtype), back.contiguous(), weight
 
 
 # ------------------------------------------------------------------------------------------------
@@ -358,7 +447,7 @@ def _plain_sums(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) 
 
 
 def _waves(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
-    apply = ray_waves_op if torch.compiler.is_compiling() else _Waves.apply
+    apply = ray_waves_op if _operator.in_graph() else _Waves.apply
     value: Tensor = apply(s, coefficients, step)
     return value
 

@@ -1,9 +1,11 @@
-"""Blocks of phases shared among threads, each with blocks of its own.
+"""Blocks of phases shared among threads, each with blocks of its own, where cores are busy.
 
 Left to itself PyTorch cuts every operation on a block among its threads and waits for the last of
 them, twenty times a block. Beside other work (data workers) one of the threads is often not
 running, and every wait takes as long as the system leaves it out. A thread that handles whole
-blocks waits once, at the end.
+blocks waits once, at the end. Where every thread has a core the waits are short, and PyTorch's
+threads, which spin for the next operation, would only be in the way of others: there each
+operation is cut, and `count` is 1.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -26,21 +29,23 @@ MOST = 8
 
 
 def count(x: Tensor) -> int:
-    """How many threads may share work on ``x``: 1 where only this one may touch it.
+    """How many threads are to share work on ``x``: 1 where only this one may, or cores are free.
 
-    Each thread has a setting of its own with OpenMP only.
+    Each thread has a setting of its own with OpenMP only. Blocks that are cut in another way round
+    in another way: under ``torch.use_deterministic_algorithms`` the same call gives the same bits.
     """
     plain = type(x) in (Tensor, torch.nn.Parameter)  # a tracer's tensors belong to its thread
     if x.device.type != "cpu" or not plain or not torch._C.has_openmp:
         return 1
     threads = torch.get_num_threads()
-    return threads if threads <= MOST else 1
+    fixed = threads > MOST or torch.are_deterministic_algorithms_enabled()
+    return 1 if threads == 1 or fixed or not _crowded() else threads
 
 
 def each(action: Callable[[Sequence[S]], T], items: Sequence[S], threads: int) -> list[T]:
     """``action`` of as many runs of consecutive items as there are threads, at once, in order.
 
-    Which items form a run depends on the numbers alone, so the same call gives the same bits.
+    Which items form a run depends on the numbers alone.
     """
     threads = min(threads, len(items))
     if threads == 1:
@@ -59,6 +64,15 @@ def each(action: Callable[[Sequence[S]], T], items: Sequence[S], threads: int) -
         return [one.result() for one in begun]
     finally:  # what a thread sets for itself is also what threads yet to come begin with
         torch.set_num_threads(before)
+
+
+def _crowded() -> bool:
+    """Whether more threads of the whole machine want to run at this moment than it has cores."""
+    try:
+        running = int(Path("/proc/loadavg").read_bytes().split(b"/")[0].split()[-1])
+    except (OSError, ValueError, IndexError):  # not Linux
+        return False
+    return running > (os.cpu_count() or 1)
 
 
 @functools.cache

@@ -210,13 +210,9 @@ def test_a_folder_that_cannot_be_made_names_the_option(tmp_path):
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number, digits, tmp_path):
-    config = configure("--iterations", "9", "--ipc", "1")
-    whole = distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
-    folder = tmp_path / "stopped"
+def distilled_with_a_stop(number, config, digits, folder):
+    """A run that gets a signal in its fourth iteration, and goes on."""
     folder.mkdir()
-    before = signal.getsignal(number)
     with interruption.catching() as stop:
         calls = []
 
@@ -234,10 +230,38 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number, digits, tmp
         # Elsewhere there is nothing to wait for.
         with pytest.raises(interruption.Stopped, match="--resume goes on"):
             signal.raise_signal(number)
-    assert signal.getsignal(number) == before
     assert checkpoint.load(folder / "checkpoint.pt")["iteration"] == 4
-    resumed = distill_cifar.distill(config, digits, *game(config, digits), folder)
+    return distill_cifar.distill(config, digits, *game(config, digits), folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number, digits, tmp_path):
+    config = configure("--iterations", "9", "--ipc", "1")
+    whole = distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
+    before = signal.getsignal(number)
+    resumed = distilled_with_a_stop(number, config, digits, tmp_path / "stopped")
+    assert signal.getsignal(number) == before
     assert torch.equal(resumed.images, whole.images)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "--adversary signal",
+        "--adversary signal --sampler normal --spread 0.35 --scale-unit median --max-ratio 30",
+        "--adversary signal --sampler diagonal --spread 0.5 --max-ratio 3",
+        "--method ncfm-exact --adversary signal --spread 0.35 --scale-unit median",
+        "--method ncfm-exact --adversary signal --sampler normal --spread 0.35",
+        "--method ncfm-fixed --spread 0.5 --scale-unit median",
+        "--method mmd --spread 0.5 --scale-unit median",
+    ],
+)
+def test_the_ways_to_choose_a_scale_go_on_to_the_same_bits(asked, digits, tmp_path):
+    config = configure("--iterations", "7", "--ipc", "1", "--layers", "2", *asked.split())
+    whole = distill_cifar.distill(config, digits, *game(config, digits), tmp_path)
+    resumed = distilled_with_a_stop(signal.SIGINT, config, digits, tmp_path / "stopped")
+    assert torch.equal(resumed.images, whole.images)
+    assert resumed.history.series == whole.history.series
 
 
 @pytest.mark.slow
