@@ -122,6 +122,52 @@ def rbf_mmd(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     return 0.5 * (mean_kernel(x, x) + mean_kernel(y, y)) - mean_kernel(x, y)
 
 
+def mmd_of_blocks(x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
+    """The same averaged over scales, squared norms formed once and three matrices of pairs."""
+    x_square, y_square = x.square().sum(1), y.square().sum(1)
+    factors = [0.5 * s**2 for s in scales.flatten().tolist()]
+
+    def mean_kernel(a: Tensor, b: Tensor, a_square: Tensor, b_square: Tensor) -> Tensor:
+        square = a_square[:, None] + b_square - 2 * a @ b.T
+        kernel = sum((torch.exp(-f * square) for f in factors), start=x.new_zeros(()))
+        return kernel.mean() / len(factors)
+
+    own = mean_kernel(x, x, x_square, x_square) + mean_kernel(y, y, y_square, y_square)
+    return 0.5 * own - mean_kernel(x, y, x_square, y_square)
+
+
+def mmd_of_all(x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
+    """The same with one matrix of all rows, as kernels of several widths are mostly written."""
+    rows, N = torch.cat((x, y)), len(x)
+    product = rows @ rows.T
+    norms = product.diagonal()
+    square = norms[:, None] + norms - 2 * product
+    factors = [0.5 * s**2 for s in scales.flatten().tolist()]
+    kernel = sum((torch.exp(-f * square) for f in factors), start=x.new_zeros(())) / len(factors)
+    return 0.5 * (kernel[:N, :N].mean() + kernel[N:, N:].mean()) - kernel[:N, N:].mean()
+
+
+def mmd_of_cdist(x: Tensor, y: Tensor, scales: Tensor) -> Tensor:
+    """The same from ``torch.cdist``."""
+    factors = [0.5 * s**2 for s in scales.flatten().tolist()]
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        square = torch.cdist(a, b).square()
+        kernel = sum((torch.exp(-f * square) for f in factors), start=x.new_zeros(()))
+        return kernel.mean() / len(factors)
+
+    return 0.5 * (mean_kernel(x, x) + mean_kernel(y, y)) - mean_kernel(x, y)
+
+
+#: Mixtures of Gaussian kernels of several widths, ours and three ways to write it by hand.
+MIXTURES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "gaussian_ncfd": ncfd.functional.gaussian_ncfd,
+    "plain, three matrices": mmd_of_blocks,
+    "plain, one matrix": mmd_of_all,
+    "plain, torch.cdist": mmd_of_cdist,
+}
+
+
 def exact_rbf_mmd(x: Tensor, y: Tensor, scale: float = 1.0) -> float:
     def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
         return torch.exp(-0.5 * (scale * _distances(a, b)) ** 2).mean()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ncfd import _processes
+from ncfd._centre import CENTRE_ROWS, middle
 from ncfd._devices import widest_float
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 #: cost more and tell as much. The median of their pairs is that of the law to 4 % (one standard
 #: deviation) for normal rows of one feature, and to 1 % of sixteen.
 MOST_ROWS = 512
-
-#: Rows that a set's centre is the median of.
-CENTRE_ROWS = 9
 
 #: Differences of entries that are formed one by one; beyond, distances come from products, several
 #: times as fast, and the squares of rows far from the centre cancel in them.
@@ -136,15 +134,6 @@ def _evenly(counts: Tensor, n: int) -> tuple[Tensor, Tensor]:
     count, j = counts.unsqueeze(1), torch.arange(n, device=counts.device)
     picked = torch.where(count > n, j * count // n, torch.minimum(j, (count - 1).clamp_min(0)))
     return picked, j < count
-
-
-def middle(few: Tensor) -> Tensor:
-    """In every coordinate the middle one of a few rows, ``(S, n, D)`` -> ``(S, 1, D)``.
-
-    Where most rows are close together, so is this, whatever the others hold. Any point near would
-    do.
-    """
-    return few.kthvalue(few.shape[1] // 2 + 1, 1, keepdim=True).values  # faster than the median
 
 
 def _of_sets(rows: Tensor, present: Tensor | None) -> Tensor:

@@ -67,12 +67,12 @@ def normal_law(law: Distribution, name: str, batch: tuple[int, ...], y: Tensor) 
     if y.shape[-1] != D:
         raise ValueError(
             f"{name} must be a law of {y.shape[-1]} features like y, got event shape "
-            f"{tuple(law.event_shape)}"
+            f"{tuple(law.event_shape)}{check.as_rows(y, 'y')}"
         )
     if tuple(law.batch_shape) not in ((), batch):
         raise ValueError(
             f"{name} has batch shape {tuple(law.batch_shape)}, which must be () or {batch} to "
-            "match y (its batch, or the groups)"
+            f"match y (its batch, or the groups){check.as_rows(y, 'y')}"
         )
     base = law
     while isinstance(base, Independent):

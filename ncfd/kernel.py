@@ -18,7 +18,8 @@ from torch.distributions import Distribution
 
 from ncfd import _samples, ops
 from ncfd import _validation as check
-from ncfd._median import CENTRE_ROWS, inverse_median_distance, middle
+from ncfd._centre import CENTRE_ROWS, middle
+from ncfd._median import inverse_median_distance
 from ncfd._normal import NormalLaw, normal_law
 from ncfd._samples import Given, Samples
 
@@ -31,7 +32,6 @@ class _Rows(NamedTuple):
     name: str
     x: Tensor  # (S, n, D)
     w: Tensor  # (S, n), adding up to 1, or all 0 in an absent group
-    centre: Tensor  # (S, 1, D)
 
 
 class _Form(NamedTuple):
@@ -125,14 +125,14 @@ def gaussian_ncfd(
     if isinstance(x, Distribution):
         if real_rows is not None or isinstance(scale, str):
             raise ValueError('real_rows and scale="median" are of samples, but x is a Distribution')
-        scales = _as_scales(scale, check.check_samples(y, "y"))
+        scales = _as_scales(scale, check.check_samples(y, "y"), "y")
         form = _Form(scales, unbiased, None, chunk_size)
         value, present = _beside_law(x, real, synthetic, num_groups, form)
     else:
         of_data = isinstance(scale, str)
         if of_data and scale != "median":
             raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
-        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"))
+        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"), "x")
         if real_rows is not None:
             check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
         sides = _samples.two_sides(real, synthetic, num_groups, scales)
@@ -187,7 +187,10 @@ def _from_law(law: NormalLaw, rows: _Rows, form: _Form) -> Tensor:
             own, cross = law.less_one(y, scale)
             total = total + 0.5 * own - (w * cross).sum(1)
     value = (total / len(form.scales)).to(rows.x.dtype)
-    value = value + 0.5 * _own_pairs(rows, None, form, False)
+    pairs = ops.kernel_sums(
+        *(rows.x, rows.x[:, :0], rows.w, rows.w[:, :0], form.scales), chunk_size=form.chunk_size
+    )[0]
+    value = value + 0.5 * _own_pairs(pairs, rows.w, rows.name, form)
     return value if form.unbiased else _not_negative(value)
 
 
@@ -200,50 +203,46 @@ def _discrepancy(real: _Rows, synthetic: _Rows, unit: Tensor | None, form: _Form
     """Half the squared MMD of S pairs of sets, (S,); ``unit (S,)`` multiplies the scales."""
     if unit is not None:
         unit = unit.to(real.x.dtype).reshape(-1, 1, 1)
-    whole = real.x.shape == synthetic.x.shape
-    few = _first(real, form.real_rows)
-    value = real.x.new_zeros(real.x.shape[0])
-    for own in (few, synthetic):
-        if own.x.shape[1] > 0:
-            value = value + 0.5 * _own_pairs(own, unit, form, whole)
-    value = value - ops.kernel_sums(
-        *(real.x, synthetic.x, real.w, synthetic.w, form.scales, real.centre),
+    sums = ops.kernel_sums(
+        *(real.x, synthetic.x, real.w, synthetic.w, form.scales),
         unit=unit,
+        own=form.real_rows,
         chunk_size=form.chunk_size,
     )
+    in_real, in_synthetic, between = sums.unbind()
+    w = real.w
+    if form.real_rows is not None and form.real_rows < w.shape[1]:  # of the whole, before
+        few = w[:, : form.real_rows]
+        w = _normalised(few)
+        in_real = in_real / _total(few).squeeze(1).square()
+    own = _own_pairs(in_synthetic, synthetic.w, synthetic.name, form)
+    if w.shape[1] > 0:
+        own = own + _own_pairs(in_real, w, real.name, form)
+    value = 0.5 * own - between
     if not form.unbiased and form.real_rows is None:
         return _not_negative(value)
     return value
 
 
-def _own_pairs(side: _Rows, unit: Tensor | None, form: _Form, whole: bool) -> Tensor:
+def _own_pairs(pairs: Tensor, w: Tensor, name: str, form: _Form) -> Tensor:
     """``E k(x, x') - 1`` of one side, (S,); ``unbiased`` without the pairs of a row with itself."""
-    term = ops.kernel_sums(
-        *(side.x, None, side.w, None, form.scales, side.centre),
-        unit=unit,
-        # Equal samples cancel to the last bit where all three terms are formed alike.
-        whole=whole,
-        chunk_size=form.chunk_size,
-    )
     if not form.unbiased:
-        return term
-    share = side.w.square().sum(1)
+        return pairs
+    share = w.square().sum(1)
     single = share >= 1
     if check.values_visible(single) and bool(single.any()):
-        raise check.too_few(side.name)
-    return term / (1 - share)
-
-
-def _first(side: _Rows, rows: int | None) -> _Rows:
-    """The first ``rows`` of each set of plain samples; None for all."""
-    if rows is None or rows >= side.x.shape[1]:
-        return side
-    return side._replace(x=side.x[:, :rows], w=_normalised(side.w[:, :rows]))
+        raise check.too_few(name)
+    return pairs / (1 - share)
 
 
 def _normalised(w: Tensor) -> Tensor:
+    """Weights ``(S, n)`` that add up to 1 in each set; in an empty one they stay 0."""
+    return w / _total(w)
+
+
+def _total(w: Tensor) -> Tensor:
     total = w.sum(1, keepdim=True)
-    return w / torch.where(total == 0, 1.0, total)
+    return torch.where(total == 0, 1.0, total)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -257,18 +256,16 @@ def _as_sets(side: Samples) -> _Rows:
     if side.weights is not None:
         w = side.weights.reshape(x.shape[:2])
         return _padded(side.name, x, w, (w == 0).argsort(dim=1, stable=True))
-    n = x.shape[1]
-    few = x.detach()[:, :: max(1, n // CENTRE_ROWS)][:, :CENTRE_ROWS]
-    return _Rows(side.name, x, x.new_full(x.shape[:2], 1 / n), middle(few))
+    return _Rows(side.name, x, x.new_full(x.shape[:2], 1 / x.shape[1]))
 
 
 def _padded(name: str, x: Tensor, w: Tensor, order: Tensor) -> _Rows:
     """Sets ``x (S, n, D)`` some of whose rows are absent; ``order (S, n)`` has these last."""
     few = torch.arange(CENTRE_ROWS, device=x.device) * (w > 0).sum(1, keepdim=True)  # (S, 9)
     few = order.gather(1, few // CENTRE_ROWS).unsqueeze(2).expand(-1, -1, x.shape[2])
-    centre = middle(x.detach().gather(1, few))
     # Not at 0, where absent rows are: that may be far away, where kernels cost more.
-    return _Rows(name, torch.where((w == 0).unsqueeze(2), centre, x), _normalised(w), centre)
+    x = torch.where((w == 0).unsqueeze(2), middle(x.detach().gather(1, few)), x)
+    return _Rows(name, x, _normalised(w))
 
 
 def _of_groups(
@@ -340,8 +337,11 @@ class _Sorted(NamedTuple):
 # ------------------------------------------------------------------------------------------------
 
 
-def _as_scales(scale: object, x: Tensor) -> Tensor:
-    """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed."""
+def _as_scales(scale: object, x: Tensor, name: str) -> Tensor:
+    """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed.
+
+    They are for samples ``x``, which the caller knows by ``name``.
+    """
     dim = x.shape[-1]
     if not isinstance(scale, Tensor):
         dtype = _samples.compute_dtype(x)
@@ -353,6 +353,7 @@ def _as_scales(scale: object, x: Tensor) -> Tensor:
     isotropic = scale.ndim == 2 and scale.shape[1] == 1
     if scale.ndim > 2 or scale.shape[0] == 0 or not (isotropic or scale.shape[-1] == dim):
         raise ValueError(
-            f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got {check.describe(scale)}"
+            f"scale must be a number, ({dim},), (K, 1) or (K, {dim}), got "
+            f"{check.describe(scale)}{check.as_rows(x, name)}"
         )
     return scale.unsqueeze(0) if scale.ndim == 1 else scale

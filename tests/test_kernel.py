@@ -279,6 +279,41 @@ def test_equal_samples_cancel_to_the_last_bit_anywhere(size: int, scale: float) 
         assert gaussian_ncfd(x, x.clone(), scale) == 0
 
 
+def test_only_equal_sets_of_a_batch_cancel() -> None:
+    x = normal(1, 3, N, D, dtype=torch.float32)
+    y = x.clone()
+    y[1, 4] += 0.5
+    w = 1 + normal(2, 3, N, dtype=torch.float32).abs()
+    v = w.clone()
+    v[2, 0] += 1
+    value = gaussian_ncfd(x, y, SCALES["isotropic"], x_weights=w, y_weights=v)
+    assert value[0] == 0
+    for k in (1, 2):
+        wanted, _ = exact(x[k], y[k], SCALES["isotropic"], w[k], v[k])
+        assert value[k].item() == pytest.approx(wanted, rel=1e-3)
+        assert value[k] > 0
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0])
+@pytest.mark.parametrize("size", [(64, 100), (300, 280)])
+def test_several_isotropic_scales_of_all_sizes(size: tuple[int, int], unit: float) -> None:
+    # Small and large kernel exponents, in one block and in several; kept and formed again.
+    x, y = (unit * normal(k, n, 5, dtype=torch.float32) for k, n in enumerate(size))
+    scale = torch.tensor([[0.25], [0.5], [1.0], [2.0], [4.0]])
+    for limit in (0, 2**30):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ops.BUDGET, "pairs", limit)
+            for weighted in (False, True):
+                assert_exact(x, y + 0.3 * unit, scale, weighted=weighted)
+            # One side alone, as its gradient is taken nearly always.
+            y.requires_grad_()
+            wanted, slopes = exact(x, y, scale)
+            value = gaussian_ncfd(x, y, scale)
+            (slope,) = torch.autograd.grad(value, y)
+            assert value.item() == pytest.approx(wanted, rel=1e-4)
+            np.testing.assert_allclose(slope, slopes[1], atol=1e-4 * np.abs(slopes[1]).max())
+
+
 def test_duplicates_count_in_many_dimensions() -> None:
     # Squared norms of 2000 and kernels of 0, but for pairs close to each other.
     x = normal(8, 60, 2000, dtype=torch.float32)
@@ -295,17 +330,17 @@ def test_the_cost_of_groups_follows_their_rows(monkeypatch: pytest.MonkeyPatch) 
     groups = torch.arange(200).repeat_interleave(sizes)
     x, y = normal(1, len(groups), D), normal(2, len(groups), D) + 0.3
     counted = []
-    inner = torch.bmm
+    inner = torch.baddbmm
 
-    def bmm(a: Tensor, b: Tensor, **out: Any) -> Tensor:
+    def baddbmm(c: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
         counted.append(a.shape[0] * a.shape[1] * b.shape[2])
-        return inner(a, b, **out)
+        return inner(c, a, b, **options)
 
-    monkeypatch.setattr(torch, "bmm", bmm)
+    monkeypatch.setattr(torch, "baddbmm", baddbmm)
     options = {"x_groups": groups, "num_groups": 200, "reduction": "none"}
     value = gaussian_ncfd(x, y, y_groups=groups, **options)
     pairs = int(sizes.square().sum())
-    assert sum(counted) < 4 * pairs
+    assert pairs < sum(counted) < 4 * pairs
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     shuffled = gaussian_ncfd(x, y[order], y_groups=groups[order], **options)
     torch.testing.assert_close(shuffled, value)

@@ -435,6 +435,11 @@ def test_error(case: str) -> None:
 MAPS, VIEWS = torch.ones(2, N, 5, 5), torch.ones(2, N, D)
 
 
+def normal_law(dim: int, *batch: int) -> torch.distributions.Distribution:
+    law = torch.distributions.Normal(torch.zeros(*batch, dim), 1.0)
+    return torch.distributions.Independent(law, 1)
+
+
 def every_door(x: torch.Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
     """Each way in for samples, with what it calls them: ``x`` does not fit the other arguments."""
     rows, _, t = data()
@@ -457,6 +462,9 @@ def every_door(x: torch.Tensor) -> dict[str, tuple[str, Callable[[], object]]]:
         "signal": ("y", partial(ncfd.functional.signal_discrepancy, rows, x, t)),
         "closed form": ("x", gaussian(x=x)),
         "closed form, unit": ("y", gaussian(y=x, scale="median")),
+        "closed form, scale": ("x", gaussian(x=x, y=x, scale=torch.ones(D + 1))),
+        "closed form, law": ("y", gaussian(x=normal_law(D + 1), y=x)),
+        "closed form, laws": ("y", gaussian(x=normal_law(x.shape[-1], 7), y=x)),
         "module": ("real", module(real=x)),
         "module, synthetic": ("synthetic", module(synthetic=x)),
         "module, law": ("real", partial(ncfd.NCFDLoss(law), x, x)),

@@ -5,18 +5,22 @@ about a centre. Its rounding grows with ``|a|²``; it matters only where the ker
 far from the centre means rows close to each other. Blocks with such pairs are formed from
 differences, ten times as slow and exact; blocks of all other pairs are as fast as ever.
 
-Letters: B sets, N and M rows of each, D features, K scales; n and m rows of a block.
+All rows stand in one list, those of y first: a tile is a part of the matrix of all pairs, and small
+problems are one tile.
+
+Letters: B sets, N and M rows of each, L = M + N, D features, K scales; n and m rows of a block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ncfd._centre import centre
 from ncfd._devices import widest_float
 
 #: Rows and columns of a block of kernel values: inside a core's cache on a CPU, where each value
@@ -27,231 +31,136 @@ _EDGE = {"cpu": 256, "accelerator": 4096}
 #: float32, 1e-10 in float64.
 _NEAR_CENTRE = {torch.float32: 128.0, torch.float64: 1e5}
 
+#: Mean of ``½|a|²``, each counted as 1 at most, from which on ``k - 1`` is of order 1 for so many
+#: pairs that the last digit of 1 is that of their sum.
+_WIDE = 0.25
+
 #: ``½|a|²`` up to which sums of squares give the gradient of a scale for each feature.
 _SQUARES_KEEP_DIGITS = 8.0
 
-#: Entries of differences held at once.
+#: Entries of differences held at once, and kernel values of several scales.
 _DIFFERENCES = {"cpu": 2**18, "accelerator": 2**24}
+_MIXED = {"cpu": 2**16, "accelerator": 2**24}
 
 
 class Pairs(NamedTuple):
-    """What ``Σ_ij w_i w_j (k(x_i, y_j) - 1)`` is taken over."""
+    """What ``Σ_ij w_i w_j (k(x_i, y_j) - 1)`` is taken over: pairs in x, in y, and between them."""
 
     x: Tensor  # (B, N, D)
-    y: Tensor | None  # (B, M, D); None for the pairs of x with itself
+    y: Tensor  # (B, M, D); M may be 0
     w_x: Tensor  # (B, N)
-    w_y: Tensor | None  # (B, M)
+    w_y: Tensor  # (B, M)
     scale: Tensor  # (K, D), or (K, 1)
     unit: Tensor | None  # (B, 1, 1) that multiplies it, without a gradient
-    centre: Tensor  # (B, 1, D)
-    #: The pairs of x with itself in the blocks of two sides, not each once.
-    whole: bool
+    #: Rows of x whose pairs with each other are summed.
+    own: int
     chunk_size: int | None
-
-    @property
-    def other(self) -> Tensor:
-        """The rows of the columns."""
-        return self.x if self.y is None else self.y
-
-    @property
-    def w_other(self) -> Tensor:
-        """Their weights."""
-        return self.w_x if self.w_y is None else self.w_y
 
     @property
     def device(self) -> str:
         """The key of the sizes above."""
         return "cpu" if self.x.device.type == "cpu" else "accelerator"
 
+    def rows(self) -> Tensor:
+        """All of them, (B, L, D)."""
+        return torch.cat((self.y, self.x), 1)
+
+    def weights(self) -> Tensor:
+        """``(B, L, 2)``: of x in the first column, of y in the second, and 0."""
+        M = self.y.shape[1]
+        w = self.w_x.new_zeros(*self.w_x.shape[:1], M + self.w_x.shape[1], 2)
+        w[:, M:, 0] = self.w_x
+        w[:, :M, 1] = self.w_y
+        return w
+
+
+class Tile(NamedTuple):
+    """A part of the matrix of all pairs."""
+
+    rows: slice
+    columns: slice
+    #: It stands for the transposed one, too; else it lies on the diagonal.
+    mirrored: bool
+
+    def both(self) -> Iterator[tuple[slice, slice, bool]]:
+        """The rows and their others; the columns and theirs, with the matrix turned."""
+        yield self.rows, self.columns, False
+        if self.mirrored:
+            yield self.columns, self.rows, True
+
+    def touches(self, part: slice) -> bool:
+        """Whether any of its rows or columns lies in ``part``."""
+        return any(_overlap(own, part) is not None for own, _, _ in self.both())
+
+
+def _overlap(part: slice, other: slice) -> slice | None:
+    start, stop = max(part.start, other.start), min(part.stop, other.stop)
+    return slice(start, stop) if start < stop else None
+
+
+def tiles(pairs: Pairs) -> tuple[list[Tile], list[Tile]]:
+    """Those in y alone, and the others. Tiles with both sides in their rows are of the latter."""
+    batch, N, _ = pairs.x.shape
+    M, own, chunk = pairs.y.shape[1], pairs.own, pairs.chunk_size
+    edge = max(32, int(_EDGE[pairs.device] / batch**0.5))
+    side = edge if chunk is None else min(edge, chunk)
+    if M + own <= side:
+        # What is outside of it: the other rows of x beside y.
+        return [], [Tile(slice(0, M + own), slice(0, M + own), False)] + [
+            Tile(slice(0, M), part, True) for part in _parts(M + own, M + N, side if M else 0)
+        ]
+    beside = []
+    for rows in _parts(0, M, edge):
+        width = rows.stop - rows.start
+        height = max(edge, edge * edge // width) if chunk is None else chunk
+        beside += [Tile(rows, columns, True) for columns in _parts(M, M + N, height)]
+    return _triangle(0, M, side), _triangle(M, M + own, side) + beside
+
+
+def _parts(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(k, min(k + step, stop)) for k in range(start, stop, step)] if step else []
+
+
+def _triangle(start: int, stop: int, step: int) -> list[Tile]:
+    """Each pair of some rows once."""
+    parts = _parts(start, stop, step)
+    return [Tile(a, b, a != b) for k, a in enumerate(parts) for b in parts[k:]]
+
 
 class Shape(NamedTuple):
     """Scales whose exponents are multiples of one matrix."""
 
-    base: Tensor  # (D,) or (1,), with a unit (B, 1, D) or (B, 1, 1)
+    base: Tensor  # (D,), (1,) or (), with a unit (B, 1, D) or (B, 1, 1)
     #: ``(K,)`` multiples of the exponents; None for one scale, the base itself.
     factors: Tensor | None
     scales: slice  # its scales
 
 
-class Block(NamedTuple):
-    """One block, as it is kept for the backward."""
-
-    #: ``k - 1`` of one scale; of several, the exponents of the base. (B, n, m)
-    values: Tensor
-    #: The sets whose values come from differences, (b,); None without any.
-    apart: Tensor | None
-
-
 def shapes(pairs: Pairs) -> list[Shape]:
     """One for each scale, or one for all where they are isotropic."""
-    scale, K = pairs.scale, pairs.scale.shape[0]
-    unit = 1.0 if pairs.unit is None else pairs.unit
+    scale, K, unit = pairs.scale, pairs.scale.shape[0], pairs.unit
     if K > 1 and scale.shape[1] == 1:
         # The largest as the unit of length: squares of rows stay in range whatever theirs.
-        largest = scale.detach().abs().amax()
-        largest = torch.where(largest == 0, 1.0, largest)
+        largest = torch.linalg.vector_norm(scale.detach(), torch.inf)
+        largest = largest.clamp_min(torch.finfo(scale.dtype).tiny)
         factors = (scale[:, 0] / largest).square()
-        return [Shape(largest * unit, factors, slice(0, K))]
-    return [Shape(scale[k] * unit, None, slice(k, k + 1)) for k in range(K)]
+        return [Shape(largest if unit is None else largest * unit, factors, slice(0, K))]
+    return [
+        Shape(scale[k] if unit is None else scale[k] * unit, None, slice(k, k + 1))
+        for k in range(K)
+    ]
 
 
-def tiles(pairs: Pairs) -> Iterator[tuple[slice, slice, int]]:
-    """Parts of the rows of both sides, and how often their pairs count (twice off the diagonal)."""
-    batch, N, _ = pairs.x.shape
-    edge = max(32, int(_EDGE[pairs.device] / batch**0.5))
-    if pairs.y is None and not pairs.whole:
-        edge = edge if pairs.chunk_size is None else min(edge, pairs.chunk_size)
-        parts = [slice(k, k + edge) for k in range(0, N, edge)]
-        for k, rows in enumerate(parts):
-            for columns in parts[k:]:
-                yield rows, columns, 1 if rows == columns else 2
-        return
-    M = pairs.other.shape[1]
-    width = min(M, edge)
-    height = max(edge, edge * edge // width) if pairs.chunk_size is None else pairs.chunk_size
-    for k in range(0, N, height):
-        for j in range(0, M, width):
-            yield slice(k, k + height), slice(j, j + width), 1
+class Block(NamedTuple):
+    """One block; for the backward only what that needs is kept. Each (B, n, m)."""
 
-
-def _augmented(x: Tensor, centre: Tensor, base: Tensor, *, left: bool) -> Tensor:
-    """Scaled samples with two columns more, so that one product gives ``-½|x - y|²``, whole.
-
-    ``(x, ½|x|², 1)`` on the left, ``(y, -1, -½|y|²)`` on the right.
-    """
-    batch, rows, dim = x.shape
-    found = x.new_empty(batch, rows, dim + 2)
-    scaled, norm, one = found[..., :dim], dim + (not left), dim + left
-    torch.sub(x, centre, out=scaled)
-    scaled.mul_(base)
-    half = torch.linalg.vector_norm(scaled, dim=2).square_().mul_(0.5)
-    sign = 1 if left else -1
-    found[..., norm] = half.mul_(sign)
-    found[..., one] = sign
-    return found
-
-
-class Kernel:
-    """Blocks of kernel values of one shape."""
-
-    def __init__(self, pairs: Pairs, shape: Shape) -> None:
-        self.pairs, self.shape = pairs, shape
-        x, dim = pairs.x, pairs.x.shape[2]
-        self.left = _augmented(x, pairs.centre, shape.base, left=True)
-        half = [self.left[..., dim]]
-        if pairs.y is None:
-            self.right = self.left.clone()
-            self.right[..., dim] = -1
-            torch.neg(half[0], out=self.right[..., dim + 1])
-        else:
-            self.right = _augmented(pairs.y, pairs.centre, shape.base, left=False)
-            half.append(-self.right[..., dim + 1])
-        largest = half[0].amax() if pairs.y is None else torch.maximum(*(v.amax() for v in half))
-        #: The largest ``½|a|²``: the one look at the values.
-        self.reach: float = largest.item()
-        limit = _NEAR_CENTRE[x.dtype]
-        self.bounds = None
-        if self.reach <= limit:  # a NaN is far too: it stays in its set
-            return
-        # The exponent from which on a row's pairs must be exact: the last digit of ``k - 1``, and
-        # the rounding of the product. Near the centre it is exact enough.
-        eps = torch.finfo(x.dtype).eps
-        smallest = 1.0 if shape.factors is None else shape.factors.amin()  # the widest kernel
-        last = math.log(eps / 8) / smallest
-        self.bounds = [torch.where(v <= limit, torch.inf, last - 32 * eps * v) for v in half]
-
-    def block(self, rows: slice, columns: slice) -> Block:
-        """The values of some rows and columns."""
-        pairs = self.pairs
-        values = torch.bmm(self.left[:, rows], self.right[:, columns].transpose(1, 2))
-        # Rounding can make the square of a small distance between large numbers negative.
-        values.clamp_max_(0)
-        apart = None
-        if self.bounds is not None:
-            bound = torch.minimum(
-                self.bounds[0][:, rows].unsqueeze(2), self.bounds[-1][:, columns].unsqueeze(1)
-            )
-            inexact = ~(values < bound)  # where the product overflows, too
-            if pairs.y is None:
-                own = diagonal(inexact, rows, columns)
-                diagonal(values, rows, columns).masked_fill_(own, 0)
-                own.zero_()
-            found = inexact.flatten(1).any(1).nonzero().squeeze(1)
-            if len(found) > 0:
-                apart = found
-                # Only these pairs: equal samples cancel where each pair is formed alike everywhere.
-                exact = self._by_differences(rows, columns, apart)
-                values[apart] = torch.where(inexact[apart], exact, values[apart])
-        return Block(less_one(values) if self.shape.factors is None else values, apart)
-
-    def _by_differences(self, rows: slice, columns: slice, sets: Tensor) -> Tensor:
-        """Exponents of some sets from differences, in the widest type there is."""
-        x, y = self.pairs.x[sets, rows], self.pairs.other[sets, columns]
-        base = self.shape.base
-        base = (base[sets] if base.ndim == 3 else base).to(widest_float(x.device))
-        distance = torch.cdist(
-            x.to(base.dtype) * base,
-            y.to(base.dtype) * base,
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        return distance.square_().mul_(-0.5).clamp_min_(-1e30).to(x.dtype)
-
-
-@torch.no_grad()
-def lies_apart(pairs: Pairs) -> bool:
-    """Whether some row is so far from the centre that products may round too much."""
-    return any(Kernel(pairs, shape).bounds is not None for shape in shapes(pairs))
-
-
-def diagonal(values: Tensor, rows: slice, columns: slice) -> Tensor:
-    """The pairs of a row with itself in a block of one side: a view, often empty."""
-    return values.diagonal(rows.start - columns.start, 1, 2)
-
-
-def less_one(exponent: Tensor) -> Tensor:
-    """``e^v - 1`` in place, from ``tanh ½v``: half the time of ``expm1``, and as exact."""
-    half = exponent.mul_(0.5).tanh_()
-    return half.div_(0.5 - 0.5 * half)
-
-
-def kernel(values: Tensor, factors: Tensor | None) -> Tensor:
-    """``Σ_k (k - 1)`` of a block's values."""
-    if factors is None:
-        return values
-    return torch.stack([less_one(values * factor) for factor in factors.unbind()]).sum(0)
-
-
-def slope(values: Tensor, factors: Tensor | None) -> Tensor:
-    """The derivative of :func:`kernel` after the exponent, a new tensor."""
-    if factors is None:
-        return values + 1
-    parts = [(values * factor).exp_().mul_(factor) for factor in factors.unbind()]
-    return torch.stack(parts).sum(0)
-
-
-class Kept(NamedTuple):
-    """What the forward leaves for the backward."""
-
-    blocks: list[Block]
-    reach: list[float]  # of each shape
-
-
-def forward(pairs: Pairs, keep: bool) -> tuple[Tensor, Kept]:
-    """The sums ``(B,)``, and the blocks if ``keep``."""
-    x, w_x, w_other, K = pairs.x, pairs.w_x, pairs.w_other, pairs.scale.shape[0]
-    kept = Kept([], [])
-    total = torch.zeros(x.shape[0], dtype=widest_float(x.device), device=x.device)
-    for shape in shapes(pairs):
-        source = Kernel(pairs, shape)
-        kept.reach.append(source.reach)
-        for rows, columns, count in tiles(pairs):
-            block = source.block(rows, columns)
-            if keep:
-                kept.blocks.append(block)
-            values = kernel(block.values, shape.factors)
-            part = torch.bmm(values, w_other[:, columns].unsqueeze(2)).squeeze(2)
-            total += count * (part * w_x[:, rows]).sum(1)
-    return (total / K).to(x.dtype), kept
+    #: ``k - 1``, added over the scales.
+    less_one: Tensor | None
+    #: Its derivative after the exponent of the base; None for one scale, where it is ``k``.
+    slope: Tensor | None
+    exponents: Tensor | None  # of the base, with several scales
+    #: The sets whose values come from differences, (b,); None without any.
+    apart: Tensor | None
 
 
 class Needs(NamedTuple):
@@ -262,6 +171,216 @@ class Needs(NamedTuple):
     w_x: bool
     w_y: bool
     scale: bool
+
+    def rows(self, pairs: Pairs) -> slice:
+        """Of which rows."""
+        M = pairs.y.shape[1]
+        return slice(0 if self.y else M, M + pairs.x.shape[1] if self.x else M)
+
+    def of(self, pairs: Pairs, tile: Tile) -> bool:
+        """Whether any of them has this tile in it."""
+        weights = self._replace(x=self.w_x, y=self.w_y)
+        return self.scale or any(tile.touches(needs.rows(pairs)) for needs in (self, weights))
+
+    def kept(self, block: Block) -> Block:
+        """What the backward wants of a block."""
+        if block.exponents is None:
+            return block
+        return Block(
+            block.less_one if self.w_x or self.w_y else None,
+            block.slope if self.x or self.y else None,
+            block.exponents if self.scale else None,
+            block.apart,
+        )
+
+
+class Kernel:
+    """Blocks of kernel values of one shape for some tiles, whose rows share a centre."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        rows: Tensor,
+        shape: Shape,
+        origin: Tensor,
+        parts: list[Tile],
+        wide: bool | None = None,
+    ) -> None:
+        self.device, self.shape, self.centre, self.tiles = pairs.device, shape, origin, parts
+        self._given = rows
+        self._each: Tensor | None = None
+        self._rows = torch.sub(rows, origin).mul_(shape.base)
+        self.half = torch.linalg.vector_norm(self._rows, dim=2).square_().mul_(0.5)
+        # The one look at the values.
+        spread = self.half.clamp_max(1).mean(1).amin()
+        self.reach, least = torch.stack((self.half.amax(), spread)).tolist()
+        self.wide: bool = least >= _WIDE if wide is None else wide
+        limit = _NEAR_CENTRE[rows.dtype]
+        self.near = self.reach <= limit  # a NaN is far too: it stays in its set
+        if self.near:
+            return
+        # The exponent from which on a row's pairs must be exact: the last digit of ``k - 1``, and
+        # the rounding of the product. Near the centre it is exact enough.
+        eps = torch.finfo(rows.dtype).eps
+        smallest = 1.0 if shape.factors is None else shape.factors.amin()  # the widest kernel
+        last = math.log(eps / 8) / smallest
+        self._bounds = torch.where(self.half <= limit, torch.inf, last - 32 * eps * self.half)
+
+    def block(self, tile: Tile, needs: Needs | None) -> Block:
+        """The values of some rows and columns, and what the backward wants beside them."""
+        rows, columns, mirrored = tile
+        values = torch.baddbmm(
+            self.half[:, columns].unsqueeze(1),
+            self._rows[:, rows],
+            self._rows[:, columns].transpose(1, 2),
+            beta=-1,
+        ).sub_(self.half[:, rows].unsqueeze(2))
+        apart = None
+        if not self.near:
+            bound = torch.minimum(
+                self._bounds[:, rows].unsqueeze(2), self._bounds[:, columns].unsqueeze(1)
+            )
+            inexact = ~(values < bound)  # where the product overflows, too
+            if not mirrored:
+                own = inexact.diagonal(0, 1, 2)
+                values.diagonal(0, 1, 2).masked_fill_(own, 0)
+                own.zero_()
+            found = inexact.flatten(1).any(1).nonzero().squeeze(1)
+            if len(found) > 0:
+                apart = found
+                # Only these pairs: far from each other, distances overflow.
+                exact = self._by_differences(tile, apart)
+                values[apart] = torch.where(inexact[apart], exact, values[apart])
+        if self.shape.factors is not None:
+            # Rounding can make the square of a small distance between large numbers negative.
+            return Block(*self._mixed(values.clamp_max_(0), needs), apart)
+        # Smaller kernel values take long to compute with, and change nothing.
+        values.clamp_(-80, 0)
+        return Block(values.exp_().sub_(1) if self.wide else less_one(values), None, None, apart)
+
+    def _mixed(
+        self, values: Tensor, needs: Needs | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The values of several scales from their exponents, which may be overwritten."""
+        factors, flat = self.shape.factors, values.view(-1)
+        assert factors is not None
+        moves = needs is not None and (needs.x or needs.y)
+        exponents = values.clone() if needs is not None and needs.scale else None
+        slope = torch.empty_like(values) if moves else None
+        sums = torch.stack((torch.ones_like(factors), factors))[: 1 + moves]
+        K, most = len(factors), _MIXED[self.device]
+        # Kernels of all scales at once, in one piece of memory: the large are slow to come by.
+        if self._each is None:
+            self._each = flat.new_empty(K, max(1, most // K))
+        step = self._each.shape[1]
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            some = torch.mul(factors.unsqueeze(1), part, out=self._each[:, : len(part)])
+            some = some.exp_() if self.wide else less_one(some)
+            found = torch.mm(sums, some)
+            part.copy_(found[0])
+            if slope is not None:
+                slope.view(-1)[start : start + step] = found[1]
+        if self.wide:
+            values.sub_(K)
+        elif slope is not None:
+            slope.add_(factors.sum())
+        return values, slope, exponents
+
+    def _by_differences(self, tile: Tile, sets: Tensor) -> Tensor:
+        """Exponents of some sets from differences, in the widest type there is."""
+        x, y = self._given[sets, tile.rows], self._given[sets, tile.columns]
+        base = self.shape.base
+        base = (base[sets] if base.ndim == 3 else base).to(widest_float(x.device))
+        distance = torch.cdist(
+            x.to(base.dtype) * base,
+            y.to(base.dtype) * base,
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        return distance.square_().mul_(-0.5).clamp_min_(-1e30).to(x.dtype)
+
+
+def kernels(pairs: Pairs, shape: Shape) -> list[Kernel]:
+    """All pairs about a centre of x; those in y about one of their own where y lies far from it."""
+    rows, M = pairs.rows(), pairs.y.shape[1]
+    in_y, others = tiles(pairs)
+    one = Kernel(pairs, rows, shape, centre(pairs.x), in_y + others)
+    if one.near or M == 0 or bool(one.half[:, :M].amax() <= _NEAR_CENTRE[rows.dtype]):
+        return [one]
+    if not in_y:
+        beside = Tile(slice(0, M), slice(M, M + pairs.x.shape[1]), True)
+        in_y = _triangle(0, M, M)
+        others = [*_triangle(M, M + pairs.own, max(1, pairs.own)), beside]
+    one.tiles = others
+    return [one, Kernel(pairs, rows[:, :M], shape, centre(pairs.y), in_y, one.wide)]
+
+
+@torch.no_grad()
+def lies_apart(pairs: Pairs) -> bool:
+    """Whether some row is so far from the centre that products may round too much."""
+    return any(not part.near for shape in shapes(pairs) for part in kernels(pairs, shape))
+
+
+def less_one(exponent: Tensor) -> Tensor:
+    """``e^v - 1`` in place, from ``tanh ½v``: half the time of ``expm1``, and as exact."""
+    half = exponent.mul_(0.5).tanh_()
+    return half.div_(0.5 - 0.5 * half)
+
+
+class Part(NamedTuple):
+    """What the backward wants of a :class:`Kernel`."""
+
+    shape: Shape
+    centre: Tensor
+    reach: float
+    tiles: list[Tile]
+    blocks: Iterable[Block]
+
+
+class Kept(NamedTuple):
+    """What the forward leaves for the backward."""
+
+    weights: Tensor
+    parts: list[Part]
+
+
+def forward(pairs: Pairs, needs: Needs | None) -> tuple[Tensor, Kept]:
+    """The sums ``(3, B)``, and the blocks that the gradients in ``needs`` want."""
+    x, y, w = pairs.x, pairs.y, pairs.weights()
+    kept = Kept(w, [])
+    exact = w.to(widest_float(x.device))
+    total = exact.new_zeros(x.shape[0], 2, 2)
+    for shape in shapes(pairs):
+        for source in kernels(pairs, shape):
+            wanted, blocks = [], []
+            for tile in source.tiles:
+                later = needs if needs is not None and needs.of(pairs, tile) else None
+                block = source.block(tile, later)
+                assert block.less_one is not None
+                if later is not None:
+                    wanted.append(tile)
+                    blocks.append(later.kept(block))
+                product = torch.bmm(block.less_one, w[:, tile.columns])
+                sums = torch.bmm(exact[:, tile.rows].transpose(1, 2), product.to(exact.dtype))
+                total += sums
+                if tile.mirrored:
+                    total += sums.transpose(1, 2)
+            kept.parts.append(Part(shape, source.centre, source.reach, wanted, blocks))
+    in_x, between, _, in_y = (total / pairs.scale.shape[0]).flatten(1).unbind(1)
+    if x.shape == y.shape and pairs.own == x.shape[1]:
+        # Equal samples cancel to the last bit.
+        same = (x == y).flatten(1).all(1) & (pairs.w_x == pairs.w_y).all(1)
+        in_y, between = (torch.where(same, in_x, v) for v in (in_y, between))
+    return torch.stack((in_x, in_y, between)).to(x.dtype), kept
+
+
+def _again(pairs: Pairs, needs: Needs) -> Iterator[Part]:
+    """The same as nothing was kept."""
+    for shape in shapes(pairs):
+        for source in kernels(pairs, shape):
+            wanted = [tile for tile in source.tiles if needs.of(pairs, tile)]
+            blocks = (source.block(tile, needs) for tile in wanted)
+            yield Part(shape, source.centre, source.reach, wanted, blocks)
 
 
 class Gradients(NamedTuple):
@@ -274,169 +393,199 @@ class Gradients(NamedTuple):
     scale: Tensor | None
 
 
-def backward(pairs: Pairs, grad: Tensor, kept: Kept, needs: Needs) -> Gradients:
-    """The gradients of ``Σ grad · forward``, ``grad (B,)``, from the blocks kept or anew."""
-    tensors = pairs.x, pairs.y, pairs.w_x, pairs.w_y, pairs.scale
-    found = Gradients(
-        *(
-            torch.zeros_like(v) if needed and v is not None else None
-            for v, needed in zip(tensors, needs, strict=True)
-        )
-    )
-    share = (grad / pairs.scale.shape[0]).reshape(-1, 1)  # (B, 1)
-    x = pairs.x - pairs.centre
-    y = x if pairs.y is None else pairs.y - pairs.centre
-    blocks = iter(kept.blocks)
-    for k, shape in enumerate(shapes(pairs)):
-        source = None if kept.blocks else Kernel(pairs, shape)
-        reach = kept.reach[k] if source is None else source.reach
-        part = _Slopes(pairs, shape, share, needs)
-        part.start(x, y, reach)
-        for rows, columns, count in tiles(pairs):
-            block = next(blocks) if source is None else source.block(rows, columns)
-            part.weights(found, block, rows, columns, count)
-            part.add(block, rows, columns, count)
-        part.finish(found)
-    if found.w_x is not None and pairs.y is None:
-        found.w_x.mul_(2)
-    return found
+def backward(pairs: Pairs, grad: Tensor, kept: Kept | None, needs: Needs) -> Gradients:
+    """The gradients of ``Σ grad · forward``, ``grad (3, B)``, from the blocks kept or anew."""
+    in_x, in_y, between = (grad / pairs.scale.shape[0]).unbind()
+    # Each pair of one side twice: rows and columns of the whole matrix get the same.
+    share = torch.stack((2 * in_x, between, between, 2 * in_y), 1).view(-1, 2, 2)
+    slopes = _Slopes(pairs, share, needs, pairs.weights() if kept is None else kept.weights)
+    for part in _again(pairs, needs) if kept is None else kept.parts:
+        slopes.start(part)
+        for tile, block in zip(part.tiles, part.blocks, strict=True):
+            slopes.weigh(block, tile)
+            slopes.add(block, tile)
+        slopes.finish(part)
+    return slopes.found()
 
 
 class _Slopes:
-    """What the gradients of one shape are made of.
+    """What the gradients are made of, shape by shape.
 
-    With ``G = w_i w_j k(x_i, y_j)`` and r and c its sums over rows and columns,
-    ``∂/∂x = σ² (G y - r x)``, and ``∂/∂σ_d = σ_d Σ (2 x_d (G y)_d - r x_d² - c y_d²)``. Rows count
-    from the centre here, so nothing cancels but in blocks whose pairs are close to each other and
-    far from it: these come from differences.
+    With ``G = w_i w_j k(z_i, z_j)`` and r its sums over j, ``∂/∂z = σ² (G z - r z)``, and
+    ``∂/∂σ_d = σ_d Σ (z_d (G z)_d - r z_d²)``. Rows count from the centre here, so nothing cancels
+    but in blocks whose pairs are close to each other and far from it: these come from differences.
     """
 
-    def __init__(self, pairs: Pairs, shape: Shape, share: Tensor, needs: Needs) -> None:
-        self.pairs, self.shape, self.share, self.needs = pairs, shape, share, needs
-        self.alone = pairs.y is None
-        #: The scale's gradient by products; several isotropic ones have it from the exponents.
-        self.stretched = needs.scale and shape.factors is None
-        self.of_factors = None if shape.factors is None else torch.zeros_like(shape.factors)
+    def __init__(self, pairs: Pairs, share: Tensor, needs: Needs, w: Tensor) -> None:
+        self.pairs, self.share, self.needs, self.w = pairs, share, needs, w
+        self.given = pairs.rows()
+        self.wanted = needs.rows(pairs)
+        self.of_rows = self.of_weights = self.of_scale = None
+        if needs.x or needs.y:
+            self.of_rows = torch.zeros_like(self.given[:, self.wanted])
+        if needs.w_x or needs.w_y:
+            self.of_weights = torch.zeros_like(self.w[..., 0])
+        if needs.scale:
+            self.of_scale = torch.zeros_like(pairs.scale)
 
-    def start(self, x: Tensor, y: Tensor, reach: float) -> None:
+    def found(self) -> Gradients:
+        """The gradients, each in a tensor of its own."""
+        M, needs = self.pairs.y.shape[1], self.needs
+        of_rows, of_weights = self.of_rows, self.of_weights
+        x = y = of_rows
+        if of_rows is not None and needs.x and needs.y:
+            x, y = of_rows[:, M:].clone(), of_rows[:, :M].clone()
+        return Gradients(
+            x if needs.x else None,
+            y if needs.y else None,
+            of_weights[:, M:].clone() if of_weights is not None and needs.w_x else None,
+            of_weights[:, :M].clone() if of_weights is not None and needs.w_y else None,
+            self.of_scale,
+        )
+
+    def start(self, part: Part) -> None:
         """Rows about the centre, within ``√(2 reach)`` of it when scaled."""
-        needs = self.needs
-        if self.stretched and not reach <= _SQUARES_KEEP_DIGITS:
-            wide = widest_float(x.device)
-            x = x.to(wide)
-            y = x if self.alone else y.to(wide)
-        self.x, self.y = x, y
-        self.r, self.c = x.new_zeros(x.shape[:2]), y.new_zeros(y.shape[:2])
-        # G y and Gᵀ x; what only the scale wants is not stored.
-        self.gy = torch.zeros_like(self.x) if needs.x else None
-        self.gx = torch.zeros_like(self.y) if needs.y else None
-        self.cross, self.apart = x.new_zeros(x.shape[2]), x.new_zeros(x.shape[2])
+        needs, self.factors = self.needs, part.shape.factors
+        #: The scale's gradient by products; several isotropic ones have it from the exponents.
+        self.stretched = needs.scale and self.factors is None
+        self.of_factors = None if self.factors is None else torch.zeros_like(self.factors)
+        self.moved = part.tiles != [] and (needs.x or needs.y or self.stretched)
+        if not self.moved:
+            return
+        # Others may be far.
+        z = self.given[:, : max(tile.columns.stop for tile in part.tiles)] - part.centre
+        if self.stretched and not part.reach <= _SQUARES_KEEP_DIGITS:
+            z = z.to(widest_float(z.device))
+        self.z = z
+        self.r = z.new_zeros(z.shape[:2])
+        # G z, of the wanted rows alone.
+        self.here = _overlap(self.wanted, slice(0, z.shape[1]))
+        self.pull = None if self.here is None else torch.zeros_like(z[:, self.here])
+        self.cross = self.apart = z.new_zeros(z.shape[2])
 
-    def weights(
-        self, found: Gradients, block: Block, rows: slice, columns: slice, count: int
-    ) -> None:
+    def weigh(self, block: Block, tile: Tile) -> None:
         """The gradient of the weights."""
-        into = found.w_y if not self.alone else found.w_x if count == 2 else None
-        if found.w_x is None and into is None:
+        if self.of_weights is None:
             return
-        pairs, values = self.pairs, kernel(block.values, self.shape.factors)
-        if found.w_x is not None:
-            v = pairs.w_other[:, columns].unsqueeze(2)
-            found.w_x[:, rows] += self.share * torch.bmm(values, v).squeeze(2)
-        if into is not None:
-            w = self.share * pairs.w_x[:, rows]
-            into[:, columns] += torch.bmm(w.unsqueeze(1), values).squeeze(1)
+        assert block.less_one is not None
+        side = self.w.new_zeros(self.w.shape[1], 2)
+        M = self.pairs.y.shape[1]
+        side[M:, 0] = side[:M, 1] = 1
+        for rows, others, turned in tile.both():
+            values = block.less_one.transpose(1, 2) if turned else block.less_one
+            slope = torch.bmm(torch.bmm(values, self.w[:, others]), self.share)
+            self.of_weights[:, rows] += (slope * side[rows]).sum(2)
 
-    def add(self, block: Block, rows: slice, columns: slice, count: int) -> None:
-        """Take in a block."""
-        if not (self.needs.x or self.needs.y or self.needs.scale):
+    def add(self, block: Block, tile: Tile) -> None:
+        """Take in a block for the gradients of rows and scale."""
+        if not (self.moved or self.needs.scale):
             return
-        w = (self.share * self.pairs.w_x[:, rows]).unsqueeze(2)
-        v = self.pairs.w_other[:, columns].unsqueeze(1)
-        if self.of_factors is not None and self.needs.scale:
-            weighed = block.values * w * v
-            for k, factor in enumerate(self.shape.factors):  # type: ignore[arg-type]  # there, as of_factors is
-                self.of_factors[k] += count * ((block.values * factor).exp_() * weighed).sum()
-        if not (self.needs.x or self.needs.y or self.stretched):
+        rows, columns, mirrored = tile
+        if not (mirrored or self.needs.scale):
+            # Of all pairs of some rows those of the rows that want them.
+            kept = _overlap(rows, self.wanted)
+            if kept is None:
+                return
+            rows = kept
+        inner = slice(rows.start - tile.rows.start, rows.stop - tile.rows.start)
+        w = torch.bmm(self.w[:, rows], self.share)
+        G = torch.bmm(w, self.w[:, columns].transpose(1, 2))
+        if self.factors is not None and self.needs.scale:
+            assert block.exponents is not None
+            assert self.of_factors is not None
+            weighed = block.exponents * G
+            for k, factor in enumerate(self.factors):
+                part = (block.exponents * factor).exp_().mul_(weighed).sum()
+                self.of_factors[k].add_(part, alpha=1.0 if mirrored else 0.5)
+        if not self.moved:
             return
-        G = slope(block.values, self.shape.factors).mul_(w).mul_(v)
-        if self.alone:
-            diagonal(G, rows, columns).zero_()  # pairs without a distance
+        if block.slope is not None:
+            G.mul_(block.slope[:, inner])
+        else:
+            assert block.less_one is not None
+            G.addcmul_(G, block.less_one[:, inner])
+        if not mirrored:
+            G.diagonal(inner.start, 1, 2).zero_()  # pairs without a distance
+        tile = Tile(rows, columns, mirrored)
         if block.apart is not None:
-            self._by_differences(G[block.apart], block.apart, rows, columns, count)
+            self._by_differences(G[block.apart], block.apart, tile)
             if len(block.apart) == len(G):
                 return
             G.index_fill_(0, block.apart, 0)
-        self._by_products(G, rows, columns, count)
+        self._by_products(G.to(self.z.dtype), tile)
 
-    def _by_products(self, G: Tensor, rows: slice, columns: slice, count: int) -> None:
-        G = G.to(self.x.dtype)
-        xs, ys = self.x[:, rows], self.y[:, columns]
-        self.r[:, rows] += G.sum(2)
-        if not self.alone or count == 2:
-            (self.r if self.alone else self.c)[:, columns] += G.sum(1)
-        gy, gx = self.gy, self.gx
-        if gy is not None or (self.stretched and gx is None):  # either gives that of the scale
-            product = torch.bmm(G, ys)
-            if gx is None and self.stretched:
-                self.cross += count * (product * xs).sum((0, 1))
-            if gy is not None:
-                gy[:, rows] += product
-        if gx is not None:
-            product = torch.bmm(G.transpose(1, 2), xs)
-            gx[:, columns] += product
+    def _by_products(self, G: Tensor, tile: Tile) -> None:
+        z, cross_wanted = self.z, self.stretched
+        for rows, others, turned in tile.both():
+            matrix = G.transpose(1, 2) if turned else G
+            kept = _overlap(rows, self.wanted)
+            # Either product gives that of the scale, the last one if no row wants it.
+            whole = cross_wanted and (kept is not None or turned or not tile.mirrored)
             if self.stretched:
-                self.cross += (product * ys).sum((0, 1))
-        elif gy is not None and count == 2:
-            gy[:, columns] += torch.bmm(G.transpose(1, 2), xs)
+                self.r[:, rows] += matrix.sum(2)
+            elif kept is not None:
+                matrix = matrix[:, kept.start - rows.start : kept.stop - rows.start]
+                self.r[:, kept] += matrix.sum(2)
+            if kept is None and not whole:
+                continue
+            product = torch.bmm(matrix, z[:, others])
+            if whole:
+                cross_wanted = False
+                times = 2 if tile.mirrored else 1
+                self.cross = self.cross + times * (product * z[:, rows]).sum((0, 1))
+            if kept is not None:
+                if self.stretched:
+                    product = product[:, kept.start - rows.start : kept.stop - rows.start]
+                self._pulled(kept).add_(product)
 
-    def _by_differences(
-        self, G: Tensor, sets: Tensor, rows: slice, columns: slice, count: int
-    ) -> None:
-        """The same for ``G (b, n, m)`` of some sets, which stand in neither r nor c."""
-        pairs = self.pairs
-        xs, ys = pairs.x[sets, rows], pairs.other[sets, columns]
-        b, m, D = ys.shape
-        step = max(1, _DIFFERENCES[pairs.device] // (b * m * D))
-        down = torch.zeros_like(ys)
-        for k in range(0, xs.shape[1], step):
-            gap = ys.unsqueeze(1) - xs[:, k : k + step].unsqueeze(2)  # (b, step, m, D)
-            pull = gap * G[:, k : k + step].unsqueeze(3)
-            if self.gy is not None:
-                part = slice(rows.start + k, min(rows.start + k + step, rows.stop))
-                self.gy[sets, part] += pull.sum(2)
-            down -= pull.sum(1)
-            if self.stretched:
-                self.apart += count * pull.mul_(gap).sum((0, 1, 2))
-        if self.gx is not None:
-            self.gx[sets, columns] += down
-        elif self.gy is not None and count == 2:
-            self.gy[sets, columns] += down
+    def _pulled(self, rows: slice) -> Tensor:
+        """Those of ``G z``, of wanted rows."""
+        assert self.pull is not None
+        assert self.here is not None
+        return self.pull[:, rows.start - self.here.start : rows.stop - self.here.start]
 
-    def finish(self, found: Gradients) -> None:
+    def _by_differences(self, G: Tensor, sets: Tensor, tile: Tile) -> None:
+        """The same for ``G (b, n, m)`` of some sets, which stand in no r."""
+        for rows, others, turned in tile.both():
+            kept = _overlap(rows, self.wanted)
+            counts = self.stretched and not turned
+            if kept is None and not counts:
+                continue
+            xs, ys = self.given[sets, rows], self.given[sets, others]
+            matrix = G.transpose(1, 2) if turned else G
+            pulled = torch.zeros_like(xs)
+            b, m, D = ys.shape
+            step = max(1, _DIFFERENCES[self.pairs.device] // (b * m * D))
+            for k in range(0, xs.shape[1], step):
+                gap = ys.unsqueeze(1) - xs[:, k : k + step].unsqueeze(2)  # (b, step, m, D)
+                pull = gap * matrix[:, k : k + step].unsqueeze(3)
+                pulled[:, k : k + step] = pull.sum(2)
+                if counts:
+                    share = 1.0 if tile.mirrored else 0.5
+                    self.apart = self.apart + share * pull.mul_(gap).sum((0, 1, 2))
+            if kept is not None:
+                pulled = pulled[:, kept.start - rows.start : kept.stop - rows.start]
+                self._pulled(kept)[sets] += pulled
+
+    def finish(self, part: Part) -> None:
         """Add the gradients of this shape."""
-        if not (self.needs.x or self.needs.y or self.needs.scale):
+        base, here = part.shape.base, self.here if self.moved else None
+        if here is not None:
+            assert self.pull is not None
+            assert self.of_rows is not None
+            # Twice the base, whose square may leave the range.
+            slope = self.pull.sub_(self.r[:, here].unsqueeze(2) * self.z[:, here]).mul_(base)
+            self.of_rows[:, : here.stop - self.wanted.start].add_(slope.mul_(base))
+        if self.of_scale is None:
             return
-        base, gy, gx = self.shape.base, self.gy, self.gx
-        # Twice the base, whose square may leave the range.
-        if found.x is not None and gy is not None:
-            gy.sub_(self.r.unsqueeze(2) * self.x).mul_(base)
-            found.x.add_(gy.mul_(base), alpha=2 if self.alone else 1)
-        if found.y is not None and gx is not None:
-            gx.sub_(self.c.unsqueeze(2) * self.y).mul_(base)
-            found.y.add_(gx.mul_(base))
-        if found.scale is None:
-            return
-        scale = self.pairs.scale[self.shape.scales]
+        scale = self.pairs.scale[part.shape.scales]
         if self.of_factors is not None:
             # A unit is left out: only a scale that is given has a gradient.
-            found.scale.add_((2 * (scale[:, 0] / base) * self.of_factors / base).unsqueeze(1))
-            return
-        own = _weighed_squares(self.r, self.x)
-        other = own if self.alone else _weighed_squares(self.c, self.y)
-        # Own pairs in blocks of two sides have the sums over their columns in their rows.
-        slope = scale * (2 * self.cross - own - other - self.apart)  # (1, D)
-        found.scale[self.shape.scales] = slope.sum_to_size(found.scale[:1].shape)
+            self.of_scale.add_((2 * (scale[:, 0] / base) * self.of_factors / base).unsqueeze(1))
+        elif self.moved:
+            squares = _weighed_squares(self.r, self.z)
+            slope = scale * (self.cross - squares - self.apart)  # (1, D)
+            self.of_scale[part.shape.scales] += slope.sum_to_size(self.of_scale[:1].shape)
 
 
 def _weighed_squares(w: Tensor, x: Tensor) -> Tensor:
