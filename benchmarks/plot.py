@@ -109,10 +109,17 @@ def adversary(content: dict[str, Any]) -> Figure:
     nothing, judged = content["tables"]["nothing"], content["tables"]["judged"]
     figure = Figure(figsize=(9.5, 3.8))
     left, right = figure.subplots(1, 2)
-    for name, colour in (("loss", COLOURS["released"]), ("signal", COLOURS["ncfd"])):
-        rows = [row for row in nothing if row["adversary"] == name]
-        before, after = ([row[key] for row in rows] for key in ("before", "after"))
-        left.plot(before, after, "o", ms=3, alpha=0.6, color=colour, label=f"ψ on the {name}")
+    players = [
+        (way, marker, name, colour)
+        for way, marker in (("mixture", "o"), ("one scale", "^"))
+        for name, colour in (("loss", COLOURS["released"]), ("signal", COLOURS["ncfd"]))
+    ]
+    for k, (way, marker, name, colour) in enumerate(players):
+        rows = [r for r in nothing if (r["frequencies"], r["adversary"]) == (way, name)]
+        before = [row["before"] * 1.05 ** (k - 1.5) for row in rows]  # beside each other
+        after = [row["after"] for row in rows]
+        label = f"{way} on the {name}"
+        left.plot(before, after, marker, ms=3, alpha=0.6, color=colour, label=label)
     ends = [min(row["before"] for row in nothing), max(row["before"] for row in nothing)]
     left.plot(ends, ends, "-", lw=0.8, color=COLOURS["bare products"], label="unmoved")
     left.set_xlabel("phase at the start, radians: root mean square")

@@ -147,7 +147,7 @@ def train(data: "Images", judge: "Judge", options: argparse.Namespace) -> "Train
     # ψ moves with the critic and in its direction, in a step of their own: on the loss without an
     # adversary inside it.
     psi = ncfd.FrequencySampler(
-        options.dim, options.num_frequencies, scale=options.scale, max_ratio=4.0
+        options.dim, options.num_frequencies, scale=options.scale, max_ratio=options.max_ratio
     )
     adversary = None if options.adversary == "loss" else options.adversary
     ncfd_loss = ncfd.NCFDLoss(psi, adversary=adversary).to(device)
@@ -313,6 +313,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=16, help="features of the critic")
     parser.add_argument("--num-frequencies", type=int, default=128)
     parser.add_argument("--scale", type=float, default=0.5, help="initial frequencies of ψ")
+    parser.add_argument(
+        "--max-ratio", type=float, default=4.0, help="factor by which ψ may leave --scale"
+    )
     parser.add_argument(
         "--adversary",
         choices=("loss", "signal"),

@@ -321,7 +321,7 @@ def test_plots(tmp_path):
         for row in rows:
             written.add(table, row)
     ends = [
-        {"adversary": name, "before": 1.0, "after": after}
+        {"frequencies": "mixture", "adversary": name, "before": 1.0, "after": after}
         for name, after in (("signal", 0.9), ("loss", 3.0))
     ]
     judged = [{"frequencies": "one scale, J", "from 1": 1.1, "from 3": 0.9, "of": 2}]

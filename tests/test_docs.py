@@ -790,13 +790,26 @@ def adversary_rows():
         return groups.items()
 
     rates = ("0.0001", "0.001", "0.01")
+    paid = (("signal", "either"), ("loss", "root"), ("loss", "squared"))
+    ways = [(way, *by) for way in ("one scale", "mixture") for by in paid]
     for (D, M, start), rows in grouped("nothing", "D", "M", "start"):
-        after = {(r["adversary"], r["form"], r["rate"]): f"{r['after']:.1f}" for r in rows}
-        ways = (("signal", "either"), ("loss", "root"), ("loss", "squared"))
+        after = {
+            (r["frequencies"], r["adversary"], r["form"], r["rate"]): f"{r['after']:.1f}"
+            for r in rows
+        }
         cells = [
-            ", ".join(after[*way, rate] for rate in rates if (*way, rate) in after) for way in ways
+            ", ".join(after[*way, rate] for rate in rates if (*way, rate) in after) or "-"
+            for way in ways
         ]
         yield "benchmarks", [str(D), str(M), start, *cells]
+    for (way, rate), rows in grouped("walk", "frequencies", "rate"):
+        for by in dict.fromkeys(r["adversary"] for r in rows):
+            cells = [
+                ", ".join(f"{r[key]:.2f}" for r in rows if r["adversary"] == by)
+                for key in ("mean log", "deviation log", "growth")
+            ]
+            name = "ψ" if way == "mixture" else way
+            yield "benchmarks", [name, rate, by, *cells]
     for (data, D, M), rows in grouped("judged", "data", "D", "M"):
         best = f"{rows[0]['its error']:.1f} at {rows[0]['best fixed']}"
         ratios = {
@@ -893,6 +906,22 @@ def test_the_bank_of_stored_phi_is_quoted_as_it_is_on_file():
         filling = f"{seconds['fill']:.1f}" if size else "-"
         row = [name, f"{run['accuracy']['mean']:.1f}", f"{seconds['iterations']:.1f}", filling]
         assert row in table_rows("studies")
+
+
+def test_the_gans_are_quoted_as_they_are_on_file():
+    file = DOCS.parent / "benchmarks" / "results" / "gan-adversary-cpu.json"
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    cells = {
+        (run["seed"], run["adversary"], run["options"]["max_ratio"]): (
+            f"{1e3 * run['final']:.2f}, {1e3 * max(v for at, v in run['curve'] if at >= 500):.2f}"
+        )
+        for run in runs
+    }
+    text = (DOCS.parent / "examples" / "README.md").read_text(encoding="utf-8")
+    for seed in (0, 1, 2):
+        ways = (("loss", 4.0), ("signal", 4.0), ("signal", 30.0))
+        row = [str(seed), *(cells[seed, *way] for way in ways)]
+        assert f"| {' | '.join(row)} |" in text
 
 
 def test_the_digits_are_quoted_as_they_are_on_file():
