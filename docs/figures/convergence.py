@@ -1,4 +1,4 @@
-"""Accuracy of the distilled images against iterations, at the published width: from the result file."""
+"""Accuracy of distilled images against iterations at the published width, from the result file."""
 
 import json
 
@@ -35,7 +35,9 @@ def main() -> None:
         axis.annotate("packed real images, not distilled", (300, start + 0.3), fontsize=8)
         for name, (key, label) in METHODS.items():
             line = points(content, name)
-            axis.plot(*zip(*line, strict=True), "o-", ms=3.5, lw=1.3, color=colours[key], label=label)
+            axis.plot(
+                *zip(*line, strict=True), "o-", ms=3.5, lw=1.3, color=colours[key], label=label
+            )
         axis.set_xscale("log")
         ticks = [300, 600, 1000, 2000, 3000]
         axis.set_xticks(ticks, [str(t) for t in ticks])
