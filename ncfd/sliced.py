@@ -116,7 +116,8 @@ def statistic(
                 value: Tensor = _OnePass.apply(rows, u, N, num_nodes, step)
                 return value
             return _one_pass(rows, u, N, num_nodes, step, slopes=False)[0]
-        return _in_steps(rows, u, N, num_nodes, step, group, common=common)
+        views = math.prod(x.shape[:-2])  # a part may have no rows, and views all the same
+        return _in_steps(rows, u, N, num_nodes, step, views, group, common=common)
 
 
 def _in_steps(
@@ -125,13 +126,14 @@ def _in_steps(
     N: int,
     num_nodes: int,
     step: float,
+    views: int,
     group: torch.distributed.ProcessGroup | None = None,
     *,
     common: bool = False,
 ) -> Tensor:
     """The statistic of ``rows (V N, D)``, each step with a derivative of its own."""
     # All views in one product, samples last, where the sums want them: (K, V, N).
-    s = torch.mm(u.T, rows.T).view(u.shape[1], -1, N)
+    s = torch.mm(u.T, rows.T).view(u.shape[1], views, N)
     sums = ops.line_sums(s, step, num_nodes - 1)  # (K, V, 2 J)
     count: Tensor | int = N
     if group is not None:
@@ -184,7 +186,8 @@ def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     rows, u = (v.view_as(v) for v in ctx.saved_tensors[:2])
     needs = ctx.needs_input_grad[:2]
     wanted = [v for v, needed in zip((rows, u), needs, strict=True) if needed]
-    value = _in_steps(rows, u, *ctx.options)
+    N, num_nodes, step = ctx.options
+    value = _in_steps(rows, u, N, num_nodes, step, len(rows) // N)
     found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in needs]
 
