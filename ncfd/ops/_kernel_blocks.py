@@ -211,9 +211,9 @@ class Kernel:
         self._each: Tensor | None = None
         self._rows = torch.sub(rows, origin).mul_(shape.base)
         self.half = torch.linalg.vector_norm(self._rows, dim=2).square_().mul_(0.5)
-        # The one look at the values.
+        # The one look at the values; a subclass of tensors has no `tolist`.
         spread = self.half.clamp_max(1).mean(1).amin()
-        self.reach, least = torch.stack((self.half.amax(), spread)).tolist()
+        self.reach, least = map(float, torch.stack((self.half.amax(), spread)).cpu())
         self.wide: bool = least >= _WIDE if wide is None else wide
         limit = _NEAR_CENTRE[rows.dtype]
         self.near = self.reach <= limit  # a NaN is far too: it stays in its set

@@ -106,6 +106,16 @@ def waits(monkeypatch, on_device):
             return to_list(x)
 
         patch.setattr(torch.Tensor, "tolist", read)
+        # So are copies, where everything is on the CPU; what they hold is no longer on the device.
+        to_cpu = torch.Tensor.cpu
+
+        def copied(x):
+            if not found.marks(x):
+                return to_cpu(x)
+            found.found.append(f"cpu in {origin()}")
+            return torch.tensor(to_list(x), dtype=x.dtype)
+
+        patch.setattr(torch.Tensor, "cpu", copied)
         # As on a device: values are not looked at in order to check them.
         patch.setattr(_validation, "values_visible", lambda value: False)
         yield found
