@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 # E402: the examples are found through the path above only.
-import distill_cifar  # noqa: E402
-import torch  # noqa: E402
-from distillation import chunks, formation, memory, networks, options, report, zoo  # noqa: E402
-from distillation.data import Data  # noqa: E402
-from distillation.randomness import generator, repeatable  # noqa: E402
+import distill_cifar  # noqa: E402 - after the path is set
+import torch  # noqa: E402 - after the path is set
+from distillation import chunks, formation, memory, networks, options, report, zoo  # noqa: E402 - after the path is set
+from distillation.data import Data  # noqa: E402 - after the path is set
+from distillation.randomness import generator, repeatable  # noqa: E402 - after the path is set
 
 
 def random_data(classes: int, images: int, size: int, device: torch.device) -> Data:

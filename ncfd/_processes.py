@@ -57,7 +57,7 @@ class _AllReduce(torch.autograd.Function):
         return total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - as PyTorch calls it
         ctx.group = inputs[1]
 
     @staticmethod
@@ -66,7 +66,7 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.apply(grad, ctx.group), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, Any]:  # noqa: ARG004
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, Any]:  # noqa: ARG004 - as PyTorch calls it
         return _AllReduce.apply(*args), in_dims[0]
 
 
@@ -81,7 +81,7 @@ def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             # Torch's own `disable` is without annotations.
-            eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+            eager: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # PyTorch has no type there
             return eager(*args, **kwargs)
         return function(*args, **kwargs)
 

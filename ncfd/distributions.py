@@ -217,7 +217,7 @@ def _check_frequencies(distribution: Distribution, t: Tensor) -> Tensor:
 def _result_shape(distribution: Distribution, t: Tensor) -> torch.Size:
     """(*, F), where * is common to the distribution and the frequencies."""
     # PyTorch leaves this function untyped.
-    batch = torch.broadcast_shapes(distribution.batch_shape, t.shape[:-2])  # type: ignore[no-untyped-call]
+    batch = torch.broadcast_shapes(distribution.batch_shape, t.shape[:-2])  # type: ignore[no-untyped-call]  # PyTorch has no type there
     return torch.Size((*batch, t.shape[-2]))
 
 

@@ -252,7 +252,7 @@ class CharacteristicFunction(nn.Module):
             if name in self._buffers:
                 setattr(self, name, self._buffers.pop(name))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: ARG002
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: ARG002 - the signature is shared
         # ``.to``, ``.half``, ``.cuda`` and the like all pass here. Only the device is taken over.
         device = fn(self.t.new_empty(0)).device
         self.t = self.t.to(device)

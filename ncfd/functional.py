@@ -521,7 +521,7 @@ class _Reversal(torch.autograd.Function):
         return t.view_as(t)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004 - as PyTorch calls it
         ctx.scale = inputs[1]
 
     @staticmethod

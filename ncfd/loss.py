@@ -280,13 +280,13 @@ class NCFDLoss(_processes.InStep):
         if "adversarial" in state:
             defaults["adversary"] = "loss" if state["adversarial"] else None
         # Torch's own `__setstate__` is without annotations.
-        super().__setstate__(defaults | state)  # type: ignore[no-untyped-call]
+        super().__setstate__(defaults | state)  # type: ignore[no-untyped-call]  # PyTorch has no type there
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Half types cannot hold a frequency, and a stored φ belongs to these.
         held = {name: getattr(self, name) for name in ("frequencies", "frequency_weights")}
         # Torch's own `_apply` is without annotations.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch has no type there
         for name, value in held.items():
             cast = getattr(self, name)
             if value is not None and cast.dtype not in (torch.float32, torch.float64):

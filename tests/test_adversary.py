@@ -286,9 +286,9 @@ def test_rows_of_any_length_are_normalised(size: float) -> None:
 @pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16])
 def test_half_types_leave_the_frequencies(cast: object) -> None:
     t = 1e-8 * normal(3, F, D).float()
-    loss = cast(nn.Sequential(NCFDLoss(t)))[0]  # type: ignore[operator]
+    loss = cast(nn.Sequential(NCFDLoss(t)))[0]  # type: ignore[operator]  # a module, which mypy takes for a tensor
     torch.testing.assert_close(loss.frequencies, t, rtol=0, atol=0)
-    assert cast(NCFDLoss(t.double())).frequencies.dtype == torch.float64  # type: ignore[operator]
+    assert cast(NCFDLoss(t.double())).frequencies.dtype == torch.float64  # type: ignore[operator]  # a module, which mypy takes for a tensor
 
 
 @pytest.mark.parametrize("grouped", [False, True])

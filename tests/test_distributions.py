@@ -107,7 +107,7 @@ def covariance(D: int) -> Tensor:
 
 def mixture(*batch: int) -> MixtureSameFamily:
     generator = torch.Generator().manual_seed(7)
-    random = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    random = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731 - as short as what it shortens
     return MixtureSameFamily(
         Categorical(0.1 + random(*batch, 3)), Normal(random(*batch, 3) * 4, 0.3 + random(*batch, 3))
     )
@@ -847,7 +847,7 @@ def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Dirac(Distribution):
-    arg_constraints: dict[str, object] = {}  # noqa: RUF012
+    arg_constraints: dict[str, object] = {}  # noqa: RUF012 - as its base class has it
 
     def __init__(self, at: Tensor) -> None:
         self.at = at
@@ -910,9 +910,9 @@ def test_a_transform_that_is_not_affine_is_named() -> None:
 def test_wrong_arguments() -> None:
     normal = Normal(torch.zeros(3), 1.0)
     with pytest.raises(TypeError, match=r"distribution must be a torch\.distributions"):
-        closed_form(torch.zeros(3), torch.zeros(1, 1))  # type: ignore[arg-type]
+        closed_form(torch.zeros(3), torch.zeros(1, 1))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match="t must be a tensor"):
-        closed_form(normal, [[0.0]])  # type: ignore[arg-type]
+        closed_form(normal, [[0.0]])  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match=r"real floating dtype, got torch\.int64"):
         closed_form(normal, torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match=r"D = 1.*event of Normal.*got \(5, 3\)"):
@@ -924,7 +924,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"t on cpu and the parameters of Normal on meta"):
         closed_form(Normal(torch.zeros(3, device="meta"), 1.0, validate_args=False), T)
     with pytest.raises(TypeError, match=r"subclass of torch\.distributions"):
-        register_characteristic_function(Normal(0.0, 1.0))  # type: ignore[arg-type]
+        register_characteristic_function(Normal(0.0, 1.0))  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.usefixtures("clean_registry")

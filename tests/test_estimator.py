@@ -287,7 +287,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="no samples yet; call update"):
         plain.compute()
     with pytest.raises(TypeError, match="other must be a CharacteristicFunction"):
-        plain.merge(t)  # type: ignore[arg-type]
+        plain.merge(t)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="num_groups=None, got 2"):
         plain.merge(grouped)
     for other in (t + 1e-6, t[:4]):

@@ -103,11 +103,11 @@ def test_generator_decides_everything(make: Callable[..., nn.Module]) -> None:
 @every_sampler
 def test_global_random_state_is_left_alone(make: Callable[..., nn.Module]) -> None:
     sampler = make(3, 40)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is what is meant
     sampler(seeded())
     assert torch.equal(torch.get_rng_state(), before[0])
     sampler()
-    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002 - the global state is what is meant
 
 
 @every_sampler

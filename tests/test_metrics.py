@@ -148,7 +148,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"frequencies must have shape \(F, D\)"):
         NCFDMetric(T[0])
     with pytest.raises(TypeError, match=r"feature_extractor must be a torch\.nn\.Module"):
-        NCFDMetric(T, feature_extractor=torch.flatten)  # type: ignore[arg-type]
+        NCFDMetric(T, feature_extractor=torch.flatten)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="unbiased=True needs squared=True"):
         NCFDMetric(T, unbiased=True)
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
@@ -158,7 +158,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="features must be on cpu like the metric"):
         metric.update(X.to("meta"), real=True)
     with pytest.raises(TypeError, match="real must be True or False"):
-        metric.update(X, real="yes")  # type: ignore[arg-type]
+        metric.update(X, real="yes")  # type: ignore[arg-type]  # wrong on purpose
     metric.update(X, real=True)
     with pytest.raises(ValueError, match=r"synthetic side needs.*real=False\) before compute"):
         metric.compute()

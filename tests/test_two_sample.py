@@ -431,7 +431,7 @@ def test_result_describes_the_samples_at_the_frequencies() -> None:
     values = list(result.null_quantiles.values())
     assert values == sorted(values)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        result.pvalue = 0.0  # type: ignore[misc]
+        result.pvalue = 0.0  # type: ignore[misc]  # wrong on purpose
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -450,7 +450,7 @@ def test_prints_a_report(test: str, D: int) -> None:
 
 def test_one_seed_one_result() -> None:
     x, y = normal(0, 60, 3), normal(1, 50, 3) + 0.2
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is what is meant
     for test, options in TESTS.items():
         first = two_sample_test(x, y, seed=7, **options)
         again = two_sample_test(x, y, seed=7, **options)
@@ -460,7 +460,7 @@ def test_one_seed_one_result() -> None:
         repeated = two_sample_test(x, y, seed=unseeded.seed, **options)
         assert repeated.statistic == unseeded.statistic
     assert torch.equal(torch.get_rng_state(), state)
-    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002 - the global state is what is meant
 
 
 def test_inputs_may_be_tensors_or_arrays_of_any_real_kind() -> None:

@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
-import ncfd  # noqa: E402
+import ncfd  # noqa: E402 - after the path is set
 
 project = "ncfd"
 author = "The ncfd developers"

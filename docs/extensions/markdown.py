@@ -25,7 +25,7 @@ INVENTORY = "NCFD_API_INVENTORY"
 
 
 class _InlineMath(InlineProcessor):
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802, ARG002
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802, ARG002 - the name and the signature are its base class's
         mathml = to_mathml(m.group(1), display=False)
         return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
 
@@ -33,7 +33,7 @@ class _InlineMath(InlineProcessor):
 class _DisplayMath(BlockProcessor):
     _FENCED = re.compile(r"^\$\$(.+?)\$\$\s*$", re.DOTALL)
 
-    def test(self, parent: Element, block: str) -> bool:  # noqa: ARG002
+    def test(self, parent: Element, block: str) -> bool:  # noqa: ARG002 - the signature is shared
         return bool(self._FENCED.match(block))
 
     def run(self, parent: Element, blocks: list[str]) -> None:
@@ -113,7 +113,7 @@ def read_inventory(path: Path) -> dict[str, str]:
 class NcfdMarkdown(Extension):
     """Registers the four."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - the name is its base class's
         inventory = os.environ.get(INVENTORY)
         addresses = read_inventory(Path(inventory)) if inventory else None
         # Before backslash escapes (180): LaTeX is full of backslashes. After code spans (190).
@@ -126,6 +126,6 @@ class NcfdMarkdown(Extension):
         md.treeprocessors.register(_CodeBreaks(md), "ncfd-code-breaks", -20)
 
 
-def makeExtension(**options: object) -> NcfdMarkdown:  # noqa: N802
+def makeExtension(**options: object) -> NcfdMarkdown:  # noqa: N802 - the name is its base class's
     """Entry point of Python-Markdown."""
     return NcfdMarkdown(**options)

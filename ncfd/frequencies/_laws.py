@@ -90,7 +90,7 @@ class _FixedLaw(_Scaled):
         self.raw_scale: nn.Parameter | None
         self.register_parameter("raw_scale", nn.Parameter(raw) if self.learnable else None)
 
-    def scales(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+    def scales(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002 - the signature is shared
         """The scale now, around which ``spread`` spreads.
 
         Args:

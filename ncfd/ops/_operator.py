@@ -112,9 +112,9 @@ def _cf_sums_fake(
     x: Tensor,
     t: Tensor,
     weights: Tensor | None,  # noqa: ARG001 - the rules share the operator's signature
-    groups: Tensor | None,  # noqa: ARG001
+    groups: Tensor | None,  # noqa: ARG001 - as PyTorch calls it
     num_groups: int,
-    chunk: int,  # noqa: ARG001
+    chunk: int,  # noqa: ARG001 - as PyTorch calls it
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, rows, _ = x.shape
@@ -152,14 +152,14 @@ def cf_sums_backward(
 
 @cf_sums_backward.register_fake
 def _cf_sums_backward_fake(
-    grad_cos: Tensor,  # noqa: ARG001
-    grad_sin: Tensor,  # noqa: ARG001
+    grad_cos: Tensor,  # noqa: ARG001 - as PyTorch calls it
+    grad_sin: Tensor,  # noqa: ARG001 - as PyTorch calls it
     x: Tensor,
     t: Tensor,
-    weights: Tensor | None,  # noqa: ARG001
-    groups: Tensor | None,  # noqa: ARG001
-    kept: Tensor,  # noqa: ARG001
-    chunk: int,  # noqa: ARG001
+    weights: Tensor | None,  # noqa: ARG001 - as PyTorch calls it
+    groups: Tensor | None,  # noqa: ARG001 - as PyTorch calls it
+    kept: Tensor,  # noqa: ARG001 - as PyTorch calls it
+    chunk: int,  # noqa: ARG001 - as PyTorch calls it
     need_x: bool,
     need_t: bool,
     need_w: bool,
@@ -228,7 +228,7 @@ def differentiable_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return result
 
 
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001 - as PyTorch calls it
     ctx.save_for_backward(*inputs[:6])
     ctx.needs = inputs[8:]
     ctx.set_materialize_grads(False)

@@ -417,7 +417,7 @@ def ray_sums_op(s: Tensor, weights: Tensor | None, step: float, num_nodes: int) 
 def _ray_sums_fake(
     s: Tensor,
     weights: Tensor | None,  # noqa: ARG001 - the rules share the operator's signature
-    step: float,  # noqa: ARG001
+    step: float,  # noqa: ARG001 - as PyTorch calls it
     num_nodes: int,
 ) -> Tensor:
     return s.new_empty(*s.shape[:2], 2 * num_nodes)
@@ -432,8 +432,8 @@ def ray_waves_op(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
 @ray_waves_op.register_fake
 def _ray_waves_fake(
     s: Tensor,
-    coefficients: Tensor,  # noqa: ARG001
-    step: float,  # noqa: ARG001
+    coefficients: Tensor,  # noqa: ARG001 - as PyTorch calls it
+    step: float,  # noqa: ARG001 - as PyTorch calls it
 ) -> Tensor:
     return s.new_empty(s.shape)
 
@@ -460,7 +460,7 @@ def _slopes(s: Tensor, coefficients: Tensor, step: float) -> Tensor:
     return _waves(s, torch.cat([b * nodes, -a * nodes], 2), step)
 
 
-def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - as PyTorch calls it
     s, weights, ctx.step, _ = inputs
     ctx.save_for_backward(s, weights)
 
@@ -476,7 +476,7 @@ def _backward_sums(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_s, grad_w, None, None
 
 
-def _setup_waves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _setup_waves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - as PyTorch calls it
     s, coefficients, ctx.step = inputs
     ctx.save_for_backward(s, coefficients)
 
