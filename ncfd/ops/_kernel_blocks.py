@@ -38,9 +38,8 @@ _WIDE = 0.25
 #: ``½|a|²`` up to which sums of squares give the gradient of a scale for each feature.
 _SQUARES_KEEP_DIGITS = 8.0
 
-#: Entries of differences held at once, and kernel values of several scales.
+#: Entries of differences held at once.
 _DIFFERENCES = {"cpu": 2**18, "accelerator": 2**24}
-_MIXED = {"cpu": 2**16, "accelerator": 2**24}
 
 
 class Pairs(NamedTuple):
@@ -208,7 +207,6 @@ class Kernel:
     ) -> None:
         self.device, self.shape, self.centre, self.tiles = pairs.device, shape, origin, parts
         self._given = rows
-        self._each: Tensor | None = None
         self._rows = torch.sub(rows, origin).mul_(shape.base)
         self.half = torch.linalg.vector_norm(self._rows, dim=2).square_().mul_(0.5)
         # The one look at the values; a subclass of tensors has no `tolist`.
@@ -261,31 +259,21 @@ class Kernel:
     def _mixed(
         self, values: Tensor, needs: Needs | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The values of several scales from their exponents, which may be overwritten."""
-        factors, flat = self.shape.factors, values.view(-1)
+        """The values of several scales from the exponents of the base."""
+        factors = self.shape.factors
         assert factors is not None
-        moves = needs is not None and (needs.x or needs.y)
-        exponents = values.clone() if needs is not None and needs.scale else None
-        slope = torch.empty_like(values) if moves else None
-        sums = torch.stack((torch.ones_like(factors), factors))[: 1 + moves]
-        K, most = len(factors), _MIXED[self.device]
-        # Kernels of all scales at once, in one piece of memory: the large are slow to come by.
-        if self._each is None:
-            self._each = flat.new_empty(K, max(1, most // K))
-        step = self._each.shape[1]
-        for start in range(0, len(flat), step):
-            part = flat[start : start + step]
-            some = torch.mul(factors.unsqueeze(1), part, out=self._each[:, : len(part)])
-            some = some.exp_() if self.wide else less_one(some)
-            found = torch.mm(sums, some)
-            part.copy_(found[0])
+        total = torch.zeros_like(values)
+        slope = torch.zeros_like(values) if needs is not None and (needs.x or needs.y) else None
+        for factor in factors.unbind():
+            some = values * factor
+            total += some.exp_() if self.wide else less_one(some)
             if slope is not None:
-                slope.view(-1)[start : start + step] = found[1]
+                slope.addcmul_(some, factor)
         if self.wide:
-            values.sub_(K)
+            total -= len(factors)
         elif slope is not None:
-            slope.add_(factors.sum())
-        return values, slope, exponents
+            slope += factors.sum()
+        return total, slope, values if needs is not None and needs.scale else None
 
     def _by_differences(self, tile: Tile, sets: Tensor) -> Tensor:
         """Exponents of some sets from differences, in the widest type there is."""
