@@ -390,7 +390,9 @@ def _chi2(distribution: Chi2, t: Tensor) -> Pair:
 
 def _gamma_pair(shape: Tensor, rate: Tensor, t: Tensor) -> Pair:
     """(1 - it/rate)^(-shape), the branch with φ(0) = 1: the argument of 1 - iu is -atan u."""
-    u = t[..., 0] / _column(rate)
+    t = t[..., 0]
+    # Its limit of 0 would hide an infinite t, which shows everywhere else.
+    u = torch.where(t.isinf(), torch.nan, t) / _column(rate)
     return _polar(-_column(shape) * _half_log1p_square(u), _column(shape) * u.atan())
 
 

@@ -238,6 +238,15 @@ def test_large_frequencies_vanish_without_nan(name: str) -> None:
     assert all(g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+def test_nan_and_infinite_frequencies_show(name: str, bad: float) -> None:
+    re, im = closed_form(ONE_DIMENSIONAL[name], torch.tensor([[bad], [1.0]]))
+    assert re[..., 0].isnan().all()
+    assert im[..., 0].isnan().all()
+    assert re[..., 1].isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["Binomial", "Poisson", "mixture", "mixture in the plane"])
 def test_composite_forms_underflow_to_zero(name: str) -> None:
     distribution = (ONE_DIMENSIONAL | MULTIVARIATE)[name]
