@@ -15,7 +15,6 @@ from benchmarks import cases, compare, measuring, peers, records, run
 from benchmarks.suites import adversary, busy, frequencies, power, precision, sliced, two_sample
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 CPU = torch.device("cpu")
 
 
@@ -190,9 +189,7 @@ def test_sliced_suite_times_checks_and_judges(tmp_path):
 
 
 def test_sliced_forms_are_judged_by_their_rows(tmp_path):
-    kept = records.load(records.default_file(RESULTS, "sliced", "cpu intel xeon", quick=False))[
-        "tables"
-    ]
+    kept = records.load(ROOT / "benchmarks" / "results" / "sliced-cpu-intel-xeon.json")["tables"]
     written = records.Records(tmp_path / "sliced.json", {})
     written.content["tables"]["sliced"] = kept["sliced"]
     sliced._judge(sliced.SIZES, written)
