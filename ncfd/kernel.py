@@ -191,14 +191,10 @@ def _from_law(law: NormalLaw, rows: _Rows, form: _Form) -> Tensor:
     pairs = ops.kernel_sums(
         *(rows.x, rows.x[:, :0], rows.w, rows.w[:, :0], form.scales), chunk_size=form.chunk_size
     )[0]
-    value = _shown(value + 0.5 * _own_pairs(pairs, rows.w, rows.name, form), rows)
+    value = value + 0.5 * _own_pairs(pairs, rows.w, rows.name, form)
+    # NaN where a row is infinite, which is merely far from the law.
+    value = value + 0 * rows.x.detach().abs().amax((1, 2))
     return value if form.unbiased else _not_negative(value)
-
-
-def _shown(value: Tensor, *sides: _Rows) -> Tensor:
-    """NaN where a row is infinite: its kernel with all others is 0, which would hide it."""
-    one = 1 + sum(0 * side.x.detach().abs().amax((1, 2)) for side in sides)
-    return value * one
 
 
 def _not_negative(value: Tensor) -> Tensor:
@@ -225,7 +221,7 @@ def _discrepancy(real: _Rows, synthetic: _Rows, unit: Tensor | None, form: _Form
     own = _own_pairs(in_synthetic, synthetic.w, synthetic.name, form)
     if w.shape[1] > 0:
         own = own + _own_pairs(in_real, w, real.name, form)
-    value = _shown(0.5 * own - between, real, synthetic)
+    value = 0.5 * own - between
     if not form.unbiased and form.real_rows is None:
         return _not_negative(value)
     return value

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from benchmarks import cases, compare, measuring, peers, records, run
-from benchmarks.suites import adversary, busy, frequencies, power, precision, two_sample
+from benchmarks.suites import adversary, busy, frequencies, power, precision, sliced, two_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -54,6 +54,9 @@ def test_loss_suite_judges_every_target(tmp_path):
         assert row["verdict"] == ("met" if row["released form / ours"] >= 1 else "MISSED")
     counts = [row["busy processes"] for row in found["beside other work"]]
     assert counts == 3 * [0, 1, 2 * torch.get_num_threads()]
+    # What an accelerator's run has besides.
+    assert {r["contender"] for r in found["sliced"]} >= {"ncfd", "plain form"}
+    assert {r["floor"] for r in found["floors"]} == {"product", "waves"}
 
 
 def test_processes_beside_a_measurement_end_with_it(monkeypatch):
@@ -183,10 +186,20 @@ def test_sliced_suite_times_checks_and_judges(tmp_path):
     assert all(max(r["value_error"], r["gradient_error"]) < 1e-6 for r in in_parts)
     finest = found["integral"][-1]
     assert finest["float64"] < 1e-12
-    for row in found.get("targets", []):
+
+
+def test_sliced_forms_are_judged_by_their_rows(tmp_path):
+    kept = records.load(ROOT / "benchmarks" / "results" / "sliced-cpu-intel-xeon.json")["tables"]
+    written = records.Records(tmp_path / "sliced.json", {})
+    written.content["tables"]["sliced"] = kept["sliced"]
+    sliced._judge(sliced.SIZES, written)
+    found = written.content["tables"]["targets"]
+    for row in found:
         sign, wanted = row["target"].split()
         met = row["value"] >= float(wanted) if sign == ">=" else row["value"] <= float(wanted)
         assert row["verdict"] == ("met" if met else "MISSED")
+    assert len(found) == len(kept["targets"])
+    assert all(row in kept["targets"] for row in found)
 
 
 @pytest.mark.slow

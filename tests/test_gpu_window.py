@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -209,24 +210,49 @@ def test_the_list_is_in_order_of_value(capsys):
     assert names[:3] == ["cuda-tests", "loss", "pipeline"]
     assert names[3:7] == ["zoo", "cifar10-ipc10", "cifar10-ipc50", "cifar10-ipc1"]
     assert names[7:10] == [f"cifar10-ipc10-{m}" for m in ("dm", "ncfm-fixed", "ncfm")]
-    assert all(name.startswith("grid-") for name in names[10:])
-    assert len(names) == 10 + len(gpu_window.grid())
+    assert names[10] == "cifar10-ipc10-calibration"
+    assert all(name.startswith("grid-") for name in names[11:])
+    assert len(names) == 11 + len(gpu_window.grid())
     assert int(lines[-1].split()[0]) == sum(int(line.split()[0]) for line in lines[:-1])
 
 
-def test_every_line_of_the_list_is_a_command_that_is_understood(tmp_path):
-    """Every distillation at its full size passes the checks of its own options."""
+@pytest.mark.parametrize("more", [[], ["--quick"]])
+def test_every_line_of_the_list_is_a_command_that_is_understood(more, tmp_path):
+    """All options pass the checks of what they are given to, and no two runs are the same."""
     from distillation import options
 
-    own = ["--work", str(tmp_path), "--device", "cpu"]
+    from benchmarks import run
+
+    own = ["--work", str(tmp_path), "--device", "cpu", *more]
     args = gpu_window.parser().parse_args(own)
     args.also, args.dataset, args.where = [], "cifar10", ["--data-dir", "PATH"]
-    seen = 0
+    configs, suites = [], []
     for stage in gpu_window.stages(args):
+        given = stage.command[2:]
         if "examples/distill_cifar.py" in stage.command:
-            options.configure(options.parser().parse_args(stage.command[2:]))
-            seen += 1
-    assert seen == 7 + len(gpu_window.grid())
+            configs.append(options.configure(options.parser().parse_args(given)).as_dict())
+        elif "benchmarks/run.py" in stage.command:
+            suites.append(run.parser().parse_args(given).suite)
+    assert suites == ["loss", "pipeline"]
+    assert len(configs) == 8 + len(gpu_window.grid())
+    assert all(config not in configs[:k] for k, config in enumerate(configs))
+
+
+def test_cifar_is_distilled_by_the_best_rows_of_the_study(tmp_path):
+    from studies import questions
+
+    args = gpu_window.parser().parse_args(["--work", str(tmp_path)])
+    args.also, args.dataset, args.where = [], "cifar10", ["--data-dir", "PATH"]
+    listed = {stage.name: shlex.join(stage.command) for stage in gpu_window.stages(args)}
+    study = questions.STUDIES["adversary"]
+    best = shlex.join(study.row("mmd, 3").options)
+    for name in ("ipc10", "ipc50", "ipc1", "ipc10-calibration"):
+        assert f" {best} " in listed[f"cifar10-{name}"]
+    # Without the scale, which is the default.
+    learned = shlex.join(study.row("one scale on J from 1").options[:-2])
+    assert f" {learned} " in listed["cifar10-ipc10-ncfm"]
+    assert all(" --loss squared " in listed[name] for name in listed if name.startswith("cifar10"))
+    assert study.options == ("--loss", "squared")
 
 
 def test_cuda_tests_are_found_and_those_that_lack_a_module_are_named(monkeypatch):

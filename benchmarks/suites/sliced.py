@@ -47,14 +47,29 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def run(device: torch.device, quick: bool, written: Records) -> None:
+    times(device, quick, written, seconds=4.0)
+    # The rest takes seconds: what a run that was cut has of it is made anew.
+    tables = written.content["tables"]
+    written.content["tables"] = {k: tables[k] for k in ("sliced", "floors") if k in tables}
+    _judge(_sizes(quick), written)
+    _agreement((16, 4, 8) if quick else (256, 64, 256), device, written)
+    if dist.is_available() and dist.is_gloo_available():
+        for world in (2, 3):
+            _processes(world, written)
+    _integral(64 if quick else 512, written)
+    _two_samples(quick, written)
+    _energy(quick, written)
+
+
+def times(device: torch.device, quick: bool, written: Records, *, seconds: float) -> None:
+    """Time and memory of every contender, and the floors; about `seconds` for each size."""
     missing = [name for name, make in LIBRARIES.items() if make(4) is None]
     if missing:
         written.content["notes"] = [f"Not installed, so left out: {', '.join(missing)}."]
-    sizes = [(16, 4, 8), (8, 4, 8)] if quick else SIZES
     before = torch.get_num_threads()
     # An accelerator's work does not depend on the threads that start it.
     counts = [before] if device.type != "cpu" else [1, 2]
-    for place, size in enumerate(sizes):
+    for place, size in enumerate(_sizes(quick)):
         # In a run that goes on: floors are the last rows of a case.
         left = [n for n in counts if not written.has("floors", _case(size, n))]
         if not left:
@@ -73,25 +88,17 @@ def run(device: torch.device, quick: bool, written: Records) -> None:
                 rounds = measuring.interleave(
                     contenders | _floors(size, device),
                     device,
-                    seconds=0.02 if quick else 4.0,
+                    seconds=0.02 if quick else seconds,
                     at_least=2 if quick else 5 if size[0] < 4096 else 3,
                     warm_up=1,
                 )
             finally:
                 torch.set_num_threads(before)
-            _write(place, size, threads, rounds, memory, written)
-    # The rest takes seconds: what a run that was cut has of it is made anew.
-    tables = written.content["tables"]
-    written.content["tables"] = {
-        k: tables[k] for k in ("sliced", "targets", "floors") if k in tables
-    }
-    _agreement((16, 4, 8) if quick else (256, 64, 256), device, written)
-    if dist.is_available() and dist.is_gloo_available():
-        for world in (2, 3):
-            _processes(world, written)
-    _integral(64 if quick else 512, written)
-    _two_samples(quick, written)
-    _energy(quick, written)
+            _write(size, threads, rounds, memory, written)
+
+
+def _sizes(quick: bool) -> list[tuple[int, int, int]]:
+    return [(16, 4, 8), (8, 4, 8)] if quick else SIZES
 
 
 # ------------------------------------------------------------------------------------------------
@@ -193,7 +200,6 @@ def _case(size: tuple[int, int, int], threads: int) -> dict[str, Any]:
 
 
 def _write(
-    place: int,
     size: tuple[int, int, int],
     threads: int,
     rounds: dict[str, Rounds],
@@ -207,24 +213,34 @@ def _write(
             columns = {k: columns[k] for k in ("forward_ms", "backward_ms", "both_ms")}
             written.add("floors", {**where, "floor": name.removeprefix("floor: "), **columns})
             continue
-        times = measuring.ratio(measured, rounds["ncfd"]).median
-        ours, theirs = memory["ncfd"], memory.get(name)
-        row = {**where, "contender": name, **columns, "times_as_long": times, "memory_mib": theirs}
-        written.add("sliced", row)
-        target = TARGETS.get((place, name))
+        longer = measuring.ratio(measured, rounds["ncfd"]).median
+        row = {**where, "contender": name, **columns, "times_as_long": longer}
+        written.add("sliced", {**row, "memory_mib": memory.get(name)})
+
+
+def _judge(sizes: list[tuple[int, int, int]], written: Records) -> None:
+    """Say of the rows of `sliced` which of the targets they meet."""
+    rows = written.content["tables"]["sliced"]
+    ours = {
+        (r["N"], r["D"], r["slices"]): r["memory_mib"] for r in rows if r["contender"] == "ncfd"
+    }
+
+    def judge(case: dict[str, Any], sign: str, target: float, value: float) -> None:
+        met = value >= target if sign == ">=" else value <= target
+        verdict = "met" if met else "MISSED"
+        written.add(
+            "targets", {**case, "target": f"{sign} {target:g}", "value": value, "verdict": verdict}
+        )
+
+    for row in rows:
+        size, name = (row["N"], row["D"], row["slices"]), row["contender"]
+        case = {**_case(size, row["threads"]), "contender": name}
+        target = TARGETS.get((sizes.index(size), name))
         if target is not None:
-            _judge({**where, "contender": name, "measure": "time"}, ">=", target, times, written)
-        if name in LIBRARIES and threads == 1 and ours is not None and theirs:
-            case = {**where, "contender": name, "measure": "memory"}
-            _judge(case, "<=", MEMORY_SHARE, ours / theirs, written)
-
-
-def _judge(case: dict[str, Any], sign: str, target: float, value: float, written: Records) -> None:
-    met = value >= target if sign == ">=" else value <= target
-    verdict = "met" if met else "MISSED"
-    written.add(
-        "targets", {**case, "target": f"{sign} {target:g}", "value": value, "verdict": verdict}
-    )
+            judge({**case, "measure": "time"}, ">=", target, row["times_as_long"])
+        theirs = row["memory_mib"]
+        if name in LIBRARIES and row["threads"] == 1 and ours[size] is not None and theirs:
+            judge({**case, "measure": "memory"}, "<=", MEMORY_SHARE, ours[size] / theirs)
 
 
 def _memory(

@@ -164,10 +164,11 @@ def page(study: Study, records: Sequence[Record], command: str, pictures: Sequen
 
 
 def different_zoos(records: Sequence[Record]) -> list[int]:
-    """Return the seeds whose runs have been made with different zoos."""
-    zoos: dict[int, set[tuple[float, ...]]] = {}
+    """Return the seeds whose runs have different zoos, unless they asked for different ones."""
+    zoos: dict[tuple[int, ...], set[tuple[float, ...]]] = {}
     for record in records:
         if record["zoo_validation_accuracies"]:  # a method without matching has none
+            asked = (record["config"]["zoo_size"], record["config"]["zoo_epochs"])
             found = tuple(record["zoo_validation_accuracies"])
-            zoos.setdefault(record["seed"], set()).add(found)
-    return sorted(seed for seed, found in zoos.items() if len(found) > 1)
+            zoos.setdefault((record["seed"], *asked), set()).add(found)
+    return sorted({seed for (seed, *_), found in zoos.items() if len(found) > 1})

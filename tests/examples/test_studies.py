@@ -28,7 +28,7 @@ def made(row, seed, accuracies, zoo=(50.0,), **more):
         "accuracy": {"runs": list(accuracies)},
         "zoo_validation_accuracies": list(zoo),
         "warnings": [],
-        "config": {"ipc": 4, "factor": 2},
+        "config": {"ipc": 4, "factor": 2, "zoo_size": 3, "zoo_epochs": 2},
         "history": {},
         **more,
     }
@@ -89,6 +89,9 @@ def test_unlike_zoos_are_named():
     assert "seed 1 do not share one zoo" in tables.page(TINY, same, "command", [])
     without = [made("a", 0, [1]), made("b", 0, [1], zoo=[])]  # `mix` needs none
     assert tables.different_zoos(without) == []
+    longer = {**same[0]["config"], "zoo_epochs": 12}
+    asked = [made("a", 0, [1]), made("b", 0, [1], zoo=[51], config=longer)]
+    assert tables.different_zoos(asked) == []
     assert "do not share" not in tables.page(TINY, without, "command", [])
 
 
