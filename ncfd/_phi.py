@@ -58,8 +58,8 @@ class Sums(NamedTuple):
             return Phi(cos / total, sin / total, None, 1.0 / total)
         if not grouped:
             return Phi(cos / total, sin / total, None, squares / total.square())
-        present = total > 0
-        # An empty group: 0 / 1 = 0, and nothing to differentiate. NaN weights stay NaN.
+        present = total != 0  # a NaN is there, and shows
+        # An empty group: 0 / 1 = 0, and nothing to differentiate.
         total = torch.where(total == 0, 1.0, total).unsqueeze(1)
         return Phi(cos / total, sin / total, present, squares.unsqueeze(1) / total.square())
 

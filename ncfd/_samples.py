@@ -287,10 +287,15 @@ def _described(
     # Each input is cast once: two casts of a half tensor would round two partial gradients and
     # add them in half precision.
     if weights is not None and rescale and not part:
-        # Only proportions count, and sums of squares leave the range of float32 at 1e19 and 1e-19.
-        # Processes know no common maximum.
+        # Only proportions count, in each group, and sums of squares leave the range of float32 at
+        # 1e19 and 1e-19. Processes know no common maximum.
         weights = cast(weights, torch.promote_types(weights.dtype, dtype))
-        largest = weights.detach().amax(-1, keepdim=True)
+        fixed = weights.detach()
+        if groups is None or num_groups is None:
+            largest = fixed.amax(-1, keepdim=True)
+        else:
+            zeros = fixed.new_zeros(num_groups)
+            largest = zeros.scatter_reduce(0, groups, fixed, "amax")[groups]
         weights = weights / torch.where(largest == 0, 1.0, largest)
     weights = None if weights is None else cast(weights, dtype)
     return Samples(given.name, cast(x, dtype), weights, groups, num_groups, faults)

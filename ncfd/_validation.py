@@ -239,8 +239,8 @@ def too_few(name: str) -> ValueError:
     )
 
 
-def check_frequency_weights(value: object, t: Tensor) -> Tensor:
-    """Weights ``(F,)`` of frequencies ``(*, F, D)``, in their dtype."""
+def check_frequency_weights(value: object, t: Tensor, reduction: str) -> Tensor:
+    """Weights ``(F,)`` of frequencies ``(*, F, D)``, in their dtype; of a mean, in proportion."""
     w = check_floating(value, "frequency_weights")
     if w.shape != t.shape[-2:-1]:
         raise ValueError(
@@ -250,6 +250,9 @@ def check_frequency_weights(value: object, t: Tensor) -> Tensor:
     check_device(w, "frequency_weights", t.device)
     if values_visible(w) and (bool((w < 0).any()) or not bool((w != 0).any())):
         raise ValueError("frequency_weights must be non-negative and not all zero")
+    if reduction == "mean":  # their sum may leave the range of the dtype
+        w = w.to(torch.promote_types(w.dtype, t.dtype))
+        w = w / w.detach().amax()
     return w.to(t.dtype)
 
 
@@ -300,21 +303,22 @@ def check_chunk_size(value: object) -> int | None:
 
 def check_real_rows(value: object, unbiased: bool, weights: object, **sides: Tensor) -> int:
     """Rows for the pairs of real samples; none only where nobody wants their gradient."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"real_rows must be an int or None, got {describe(value)}")
-    if value < 0:
+    count = int(value)
+    if count < 0:
         raise ValueError(f"real_rows must be at least 0, got {value}")
     if weights is not None:
         raise ValueError("real_rows takes the first rows of x as a sample: leave x_weights out")
-    if value == 1 and unbiased:
+    if count == 1 and unbiased:
         raise ValueError("real_rows must be 0 or at least 2 with unbiased=True, got 1")
     for name, side in sides.items():
-        if value == 0 and side.requires_grad and torch.is_grad_enabled():
+        if count == 0 and side.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"real_rows=0 leaves out a term that the gradient of {name} needs; "
                 f"pass a few hundred, or {name}.detach()"
             )
-    return value
+    return count
 
 
 def check_unbiased(unbiased: bool, squared: bool, alpha: float) -> None:
@@ -333,10 +337,7 @@ def check_positive(value: object, name: str, dtype: torch.dtype = torch.float64)
     """A positive finite number, also when rounded to ``dtype``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a positive number, got {describe(value)}")
-    try:
-        number = float(value)
-    except OverflowError:  # of an int larger than any float
-        number = math.inf
+    number = _as_float(value)
     info = torch.finfo(dtype)
     if not info.tiny <= number <= info.max:
         raise ValueError(f"{name} must be positive and finite in {dtype}, got {describe(value)}")
@@ -356,9 +357,17 @@ def check_between(value: object, name: str, low: float, high: float) -> float:
     """A number in ``[low, high]``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number in [{low}, {high}], got {describe(value)}")
-    if not low <= cast(Any, value) <= high:
+    number = _as_float(value)
+    if not low <= number <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
-    return float(value)
+    return number
+
+
+def _as_float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of an int larger than any float
+        return math.inf
 
 
 def check_generator(generator: Any, device: torch.device) -> None:

@@ -150,7 +150,7 @@ class CharacteristicFunction(nn.Module):
             raise ValueError(
                 f"other must have num_groups={self.num_groups}, got {other.num_groups}"
             )
-        if self.t.shape != other.t.shape or not torch.equal(self.t, other.t.to(self.t)):
+        if self.t.shape != other.t.shape or not _equal(self.t, other.t.to(self.t)):
             raise ValueError(
                 "other must have the same frequencies t: sums at different frequencies do not add; "
                 f"got t of {check.describe(other.t)} for {check.describe(self.t)}"
@@ -194,7 +194,7 @@ class CharacteristicFunction(nn.Module):
         # max(t) and -max(-t) over the processes are t itself only if all hold the same.
         extremes = torch.stack([self.t, -self.t])
         torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group)
-        if not torch.equal(extremes[0], -extremes[1]):
+        if not _equal(extremes[0], -extremes[1]):
             raise ValueError(
                 "the processes hold different frequencies t; draw them from one seed on all, or "
                 "broadcast them, before the estimators are built"
@@ -259,3 +259,8 @@ class CharacteristicFunction(nn.Module):
         for name in _SUMS:
             setattr(self, name, moved(getattr(self, name), device))
         return self
+
+
+def _equal(t: Tensor, other: Tensor) -> bool:
+    """Whether these are the same frequencies; NaN is NaN, as it will show in φ."""
+    return torch.allclose(t, other, rtol=0, atol=0, equal_nan=True)

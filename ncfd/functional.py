@@ -13,6 +13,7 @@ tensors appear only in the public functions. The closed form, :func:`gaussian_nc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -409,7 +410,7 @@ def discrepancy(
     part = group is not None
     pair = _samples.pair(real, synthetic, t, num_groups, part=part, name_of_t=name_of_t)
     if form.frequency_weights is not None:
-        weights = check.check_frequency_weights(form.frequency_weights, pair.t)
+        weights = check.check_frequency_weights(form.frequency_weights, pair.t, form.reduction)
         form = form._replace(frequency_weights=weights)
     names = real.name, synthetic.name
     if pays_signal is None:
@@ -503,8 +504,7 @@ def gradient_reversal(t: Tensor, scale: float = 1.0) -> Tensor:
     Source: Ganin & Lempitsky, *Unsupervised domain adaptation by backpropagation*, ICML 2015.
     """
     t = check.check_floating(t, "t")
-    if not (type(scale) in (int, float) and scale == 0):
-        scale = check.check_positive(scale, "scale")
+    scale = check.check_between(scale, "scale", 0, sys.float_info.max)
     if torch.compiler.is_compiling():
         # The same in plain operations (but for infinities): older dynamos trip over the Function.
         fixed = t.detach()

@@ -125,16 +125,17 @@ def gaussian_ncfd(
     if isinstance(x, Distribution):
         if real_rows is not None or isinstance(scale, str):
             raise ValueError('real_rows and scale="median" are of samples, but x is a Distribution')
-        scales = _as_scales(scale, check.check_samples(y, "y"), "y")
+        scales = _as_scales(scale, check.check_samples(y, "y"), name="y")
         form = _Form(scales, unbiased, None, chunk_size)
         value, present = _beside_law(x, real, synthetic, num_groups, form)
     else:
         of_data = isinstance(scale, str)
         if of_data and scale != "median":
             raise TypeError(f'scale must be a number, a tensor or "median", got {scale!r}')
-        scales = _as_scales(1.0 if of_data else scale, check.check_samples(x, "x"), "x")
+        both = check.check_samples(x, "x"), check.check_samples(y, "y")
+        scales = _as_scales(1.0 if of_data else scale, *both, name="x")
         if real_rows is not None:
-            check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
+            real_rows = check.check_real_rows(real_rows, unbiased, x_weights, x=x, scale=scales)
         sides = _samples.two_sides(real, synthetic, num_groups, scales)
         form = _Form(scales.to(sides[0].x.dtype), unbiased, real_rows, chunk_size)
         value, present = _between_samples(*sides, of_data, form)
@@ -191,6 +192,8 @@ def _from_law(law: NormalLaw, rows: _Rows, form: _Form) -> Tensor:
         *(rows.x, rows.x[:, :0], rows.w, rows.w[:, :0], form.scales), chunk_size=form.chunk_size
     )[0]
     value = value + 0.5 * _own_pairs(pairs, rows.w, rows.name, form)
+    # NaN where a row is infinite, which is merely far from the law.
+    value = value + 0 * rows.x.detach().abs().amax((1, 2))
     return value if form.unbiased else _not_negative(value)
 
 
@@ -261,7 +264,7 @@ def _as_sets(side: Samples) -> _Rows:
 
 def _padded(name: str, x: Tensor, w: Tensor, order: Tensor) -> _Rows:
     """Sets ``x (S, n, D)`` some of whose rows are absent; ``order (S, n)`` has these last."""
-    few = torch.arange(CENTRE_ROWS, device=x.device) * (w > 0).sum(1, keepdim=True)  # (S, 9)
+    few = torch.arange(CENTRE_ROWS, device=x.device) * (w != 0).sum(1, keepdim=True)  # (S, 9)
     few = order.gather(1, few // CENTRE_ROWS).unsqueeze(2).expand(-1, -1, x.shape[2])
     # Not at 0, where absent rows are: that may be far away, where kernels cost more.
     x = torch.where((w == 0).unsqueeze(2), middle(x.detach().gather(1, few)), x)
@@ -274,7 +277,7 @@ def _of_groups(
     """The value of each group, 0 where a side has no rows, and which groups are there: (G,)."""
     count, x = sides[0].num_groups, sides[0].x
     assert count is not None
-    present = torch.stack([side.weight(torch.float32) > 0 for side in sides]).all(0)
+    present = torch.stack([side.weight(torch.float32) != 0 for side in sides]).all(0)
     in_order = [_Sorted.of(side, present) for side in sides]
     # The only wait for an accelerator.
     sizes = torch.stack([side.sizes for side in in_order], 1).tolist()
@@ -315,7 +318,7 @@ class _Sorted(NamedTuple):
         assert groups is not None
         assert count is not None
         w = x.new_ones(len(x)) if samples.weights is None else samples.weights
-        groups = torch.where((w > 0) & present[groups], groups, count)
+        groups = torch.where((w != 0) & present[groups], groups, count)
         # Not `bincount`: its own look at the values would be a second wait for an accelerator.
         sizes = groups.new_zeros(count + 1).index_add(0, groups, torch.ones_like(groups))[:count]
         return cls(
@@ -337,14 +340,14 @@ class _Sorted(NamedTuple):
 # ------------------------------------------------------------------------------------------------
 
 
-def _as_scales(scale: object, x: Tensor, name: str) -> Tensor:
+def _as_scales(scale: object, x: Tensor, *others: Tensor, name: str) -> Tensor:
     """``(K, D)`` scales, or ``(K, 1)`` isotropic ones, from whatever is allowed.
 
-    They are for samples ``x``, which the caller knows by ``name``.
+    They are for samples ``x``, which the caller knows by ``name``, beside others.
     """
     dim = x.shape[-1]
     if not isinstance(scale, Tensor):
-        dtype = _samples.compute_dtype(x)
+        dtype = _samples.compute_dtype(x, *others)
         return x.new_full((1, 1), check.check_positive(scale, "scale", dtype), dtype=dtype)
     scale = check.check_floating(scale, "scale")
     check.check_device(scale, "scale", x.device)

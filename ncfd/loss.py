@@ -202,12 +202,12 @@ class NCFDLoss(_processes.InStep):
             Given("real", real, real_weights, real_groups, self.normalize),
             Given("synthetic", synthetic, synthetic_weights, synthetic_groups, self.normalize),
         )
-        name_of_t = "t, given by sampler," if t is None else "t"
+        name_of_t = "t (given by sampler)" if t is None else "t"
         if t is None and self.sampler is None:
             t = self.frequencies
         elif t is None and self.sampler is not None:
             t, sides = self._draw(self.sampler, sides, num_groups, generator)
-        assert t is not None  # one of the two was set by the constructor
+        t = check.check_floating(t, "t")
         plays = self.adversary is not None and t.requires_grad
         if plays and self.adversary == "loss":
             t = functional.gradient_reversal(t)

@@ -179,7 +179,7 @@ class NCFDMetric(Metric):
         Raises:
             ValueError: a side has too few samples, or the processes have different frequencies.
         """
-        if self.frequencies_mark[0] != -self.frequencies_mark[1]:
+        if self.frequencies_mark[0] > -self.frequencies_mark[1]:  # False of NaN, which shows
             raise ValueError(
                 "the processes have different frequencies; pass the same tensor, or a sampler and "
                 "the same seed, on all"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncfd import _processes, sliced
+from ncfd import _processes, _samples, sliced
 from ncfd import _validation as check
 
 __all__ = ["SIGReg"]
@@ -90,7 +90,7 @@ class SIGReg(_processes.InStep):
         common = generator is None
         if generator is None and self.process_group is not None:
             generator = self._generator_in_step(x.device)
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = _samples.compute_dtype(x)
         device = x.device if generator is None else generator.device
         shape = (x.shape[-1], self.num_slices)
         u = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(x.device)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncfd import _processes, ops
+from ncfd import _processes, _samples, ops
 from ncfd import _validation as check
 from ncfd._devices import widest_float
 
@@ -104,7 +104,7 @@ def statistic(
     common: bool,
 ) -> Tensor:
     """The value; ``common``: the directions are known to be the same on all processes."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, u.dtype), torch.float32)
+    dtype = _samples.compute_dtype(x, u)
     N, D = x.shape[-2:]
     step = t_max / (num_nodes - 1)
     rows, u = x.to(dtype).reshape(-1, D), u.to(dtype)

@@ -257,6 +257,14 @@ def test_nan_is_not_hidden() -> None:
     assert stream.compute().isnan().all()
 
 
+def test_nan_frequencies_are_the_same_as_themselves() -> None:
+    stream = CharacteristicFunction(torch.tensor([[math.nan], [1.0]]))
+    stream.update(torch.ones(2, 1))
+    assert stream.merge(copy.deepcopy(stream)).compute().isnan().tolist() == [True, False]
+    with pytest.raises(ValueError, match="same frequencies"):
+        stream.merge(CharacteristicFunction(torch.tensor([[math.nan], [2.0]])))
+
+
 def test_prints_its_sizes() -> None:
     assert repr(state(3)) == "CharacteristicFunction(num_frequencies=5, dim=3, num_groups=3)"
 

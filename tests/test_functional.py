@@ -34,6 +34,7 @@ from ncfd.functional import (
     gradient_reversal,
     ncfd_loss,
     safe_root,
+    signal_discrepancy,
 )
 
 EVERY_DTYPE = FULL_DTYPES + HALF_DTYPES
@@ -223,6 +224,63 @@ def test_weights_of_any_size(factor: float, dtype: torch.dtype) -> None:
         expected = ncfd_loss(x, y, t, x_weights=w, **options)
         value = ncfd_loss(x, y, t, x_weights=scaled, **options)
         torch.testing.assert_close(value, expected)  # float32's own tolerance
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e-40, 1e25])
+def test_weights_of_one_group_of_any_size(factor: float) -> None:
+    """Only their proportions count, in each group: squares of such ones are beyond float32."""
+    x, y, t = some_data(torch.float32)
+    groups = every_option()["groups"]
+    w = torch.where(groups["x_groups"] == 1, factor, 1.0)
+    v = torch.where(groups["y_groups"] == 1, factor, 1.0)
+    for function in (
+        lambda **kw: ncfd_loss(x, y, t, squared=True, unbiased=True, **kw),
+        lambda **kw: ncfd_loss(x, y, t, **kw),
+        lambda **kw: signal_discrepancy(x, y, t, **kw),
+        lambda **kw: gaussian_ncfd(x, y, unbiased=True, **kw),
+    ):
+        expected = function(reduction="none", **groups)
+        value = function(reduction="none", x_weights=w, y_weights=v, **groups)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tiny_group_of_float64_weights_is_there() -> None:
+    x, y, t = some_data(torch.float32)
+    groups = every_option()["groups"]
+    w = torch.tensor([1.0, 1e-60], dtype=torch.float64)[groups["x_groups"]]
+    phi = characteristic_function(x, t, weights=w, groups=groups["x_groups"], num_groups=3)
+    plain = characteristic_function(x, t, groups=groups["x_groups"], num_groups=3)
+    torch.testing.assert_close(phi, plain)
+    value = gaussian_ncfd(x, y, x_weights=w, **groups)
+    torch.testing.assert_close(value, gaussian_ncfd(x, y, **groups))
+
+
+def test_a_nan_weight_shows_in_its_group_alone() -> None:
+    """It was taken for a group without samples, which the mean leaves out."""
+    x, y, t = some_data()
+    groups = every_option()["groups"]
+    w = torch.ones(len(y), dtype=torch.float64)
+    w[1] = math.nan  # a row of group 1
+    for function in (
+        lambda **kw: ncfd_loss(x, y, t, **kw).mean(-1),
+        lambda **kw: signal_discrepancy(x, y, t, **kw).mean(-1),
+        lambda **kw: gaussian_ncfd(x, y, **kw),
+    ):
+        value = function(reduction="none", y_weights=w, **groups)
+        assert value.isnan().tolist() == [False, True, False]
+        torch.testing.assert_close(value[0], function(reduction="none", **groups)[0])
+        assert function(y_weights=w, **groups).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-44, 1e-300, 1e37, 3e38, 1e300])
+def test_frequency_weights_of_any_size(size: float, dtype: torch.dtype) -> None:
+    """The mean is over their proportions; their sum may be beyond the dtype."""
+    if dtype == torch.float32 and not 1e-45 < size < 3.5e38:
+        return
+    x, y, t = some_data(torch.float32, F=20)
+    weights = torch.full((20,), size, dtype=dtype)
+    torch.testing.assert_close(ncfd_loss(x, y, t, frequency_weights=weights), ncfd_loss(x, y, t))
 
 
 def test_group_whose_weights_vanish_is_absent() -> None:
@@ -1188,7 +1246,7 @@ def test_real_rows_are_checked() -> None:
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=str)
-@pytest.mark.parametrize("scale", [1.0, 0.0, 0.25, 4])
+@pytest.mark.parametrize("scale", [1.0, 0.0, 0.25, 4, np.float64(0), np.float32(0.5), np.int64(0)])
 def test_gradient_reversal(scale: float, dtype: torch.dtype) -> None:
     t = normal(38, 3, 2, dtype=dtype).requires_grad_()
     weights = normal(39, 3, 2, dtype=dtype)

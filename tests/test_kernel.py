@@ -220,6 +220,56 @@ def test_no_set_changes_another(far: float, grouped: bool, weighted: bool) -> No
             assert (slope[1:] == 0).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"unbiased": True},
+        {"scale": "median"},
+        {"scale": torch.tensor([[0.5], [2.0]])},
+        {"real_rows": 5},
+        {"chunk_size": 7},
+    ],
+    ids=str,
+)
+def test_nan_and_infinity_show(bad: float, side: int, options: dict[str, Any]) -> None:
+    """A row infinitely far from all others has a kernel of 0 with them, which would hide it."""
+    sides = some()
+    sides[side][4, 1] = bad
+    x, y = (v.requires_grad_() for v in sides)
+    value = gaussian_ncfd(x, y, **options)
+    assert value.isnan()
+    assert all(v.isnan().any() for v in torch.autograd.grad(value, (x, y)))
+    pair = [torch.stack([v, w]) for v, w in zip((x, y), some(), strict=True)]
+    assert gaussian_ncfd(*pair, **options).isnan().tolist() == [True, False]
+    if "real_rows" not in options:
+        labels = {"x_groups": torch.arange(N) % 2, "y_groups": torch.arange(M) % 2, "num_groups": 2}
+        value = gaussian_ncfd(x, y, reduction="none", **options, **labels)
+        assert value.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_show_beside_a_law(bad: float) -> None:
+    y = some()[1]
+    y[4, 1] = bad
+    for law in (
+        Independent(Normal(torch.zeros(D), 1.0), 1),
+        MultivariateNormal(torch.zeros(D), torch.eye(D)),
+    ):
+        assert gaussian_ncfd(law, y).isnan()
+        assert gaussian_ncfd(law, y, unbiased=True).isnan()
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_a_number_for_the_scale_is_not_rounded_to_the_narrower_side(narrow: int) -> None:
+    sides = list(some(torch.float64))
+    sides[narrow] = sides[narrow].float()
+    expected = exact(*sides, scale=0.7)[0]
+    assert gaussian_ncfd(*sides, 0.7).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_rows_of_weight_zero_are_absent_wherever_the_others_are() -> None:
     x, y = (side + 1e6 for side in some())
     w = (torch.arange(N) % 3 > 0).float()

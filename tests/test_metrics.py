@@ -141,6 +141,12 @@ def test_casts_leave_the_sums_alone() -> None:
         assert metric.compute() == expected
 
 
+def test_nan_frequencies_are_the_same_as_themselves() -> None:
+    t = T.clone()
+    t[0, 0] = torch.nan
+    assert fed(NCFDMetric(t)).compute().isnan()
+
+
 def test_wrong_arguments() -> None:
     metric = NCFDMetric(T)
     with pytest.raises(TypeError, match="frequencies must be a real floating-point tensor"):

@@ -150,7 +150,7 @@ def test_large_batches_go_in_blocks_to_the_same_sums() -> None:
     assert sliced_normality(x, u).item() == pytest.approx(statistic(x, u, 17, 3.0), rel=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e5m2])
 def test_half_types_and_autocast_compute_in_float32(dtype: torch.dtype) -> None:
     x, u = normal(1, 40, 6).to(dtype), unit(6, 11).float()
     wanted = statistic(x, u, 17, 3.0)

@@ -379,6 +379,11 @@ ERRORS = {
         ValueError,
         rf"(\bsampler\b|\bt\b).*\({D},\)",
     ),
+    "module t of no tensor": (
+        lambda: ncfd.NCFDLoss(torch.ones(F, D))(*data()[:2], t=[[1.0] * D]),
+        TypeError,
+        r"\bt\b must be a torch\.Tensor.*list",
+    ),
     "module frequencies of other D": (
         lambda: ncfd.NCFDLoss(sampler(D + 1, F))(*data()[:2]),
         ValueError,
@@ -516,6 +521,8 @@ def test_counts_may_be_numpys() -> None:
     made = ncfd.FrequencySampler(np.int64(D), np.int64(8), num_components=np.uint8(2))
     assert made().shape == (8, D)
     assert type(made.dim) is int
+    y = 2 * x
+    assert torch.equal(gaussian_ncfd(x, y, real_rows=np.int64(2)), gaussian_ncfd(x, y, real_rows=2))
     with pytest.raises(TypeError, match=r"num_groups must be an int, got bool"):
         characteristic_function(x, t, groups=labels_x, num_groups=np.bool_(True))
 

@@ -11,7 +11,8 @@ and `deviation log` are of the living features' scales over the start.
 out whatever it says: where both go the same way, that way is a random walk of Adam's.
 
 `trial`: M points moved to match data, the root loss, Adam; frequencies at fixed scales, and from ψ,
-from several starts. `error` is 1000 times the energy distance of the points to held-out rows
+from several starts; "s^1.5" is J whose weight, the signal |φx|², counts with that power. `error` is
+1000 times the energy distance of the points to held-out rows
 (unbiased on the side of the rows; the points are the measure itself). `judged` sets ψ's error from
 each start against the best of the fixed scales, which is chosen with that error in hand.
 
@@ -47,6 +48,8 @@ SEEDS = 3
 #: ψ as a single number: the scale of all features, as free as the mixture's scales are.
 ONE: dict[str, Any] = {"learnable": "one", "max_ratio": 30.0}
 SPREAD = {"spread": 0.35}
+#: Of the signal in J, where it is not 1.
+POWER = 1.5
 #: ψ's error may be this many times that of the best fixed scale.
 TARGET = 1.25
 #: Adam's for a network's parameters, and for a single number.
@@ -267,6 +270,8 @@ def trials(device: torch.device, quick: bool, written: Records, seed: int) -> No
         ("fixed", None, fixed, ncfd.GaussianFrequencies, {}),
         ("one scale, J", "signal", starts, ncfd.GaussianFrequencies, ONE),
         ("one scale, J, spread", "signal", starts, ncfd.GaussianFrequencies, ONE | SPREAD),
+        ("one scale, s^1.5", POWER, starts, ncfd.GaussianFrequencies, ONE),
+        ("one scale, s^1.5, spread", POWER, starts, ncfd.GaussianFrequencies, ONE | SPREAD),
         ("one scale, loss", "loss", middle, ncfd.GaussianFrequencies, ONE),
         ("mixture, J", "signal", middle, ncfd.FrequencySampler, {}),
         ("mixture, loss", "loss", middle[:1], ncfd.FrequencySampler, {}),
@@ -298,11 +303,15 @@ def play(
     extractor: Callable[[torch.Generator], Callable[[Tensor], Tensor]] | None = None,
     rate: float = RATE,
 ) -> Tensor:
-    """M points, from a normal law with the data's variances, moved to match the data."""
+    """M points, from a normal law with the data's variances, moved to match the data.
+
+    A number for ``adversary`` is the power of the signal in J.
+    """
     D = train.shape[1]
     g = torch.Generator().manual_seed(seed)
     y = (train.std(0) * torch.randn(M, D, generator=g).to(train)).requires_grad_()
-    loss = ncfd.NCFDLoss(psi, adversary=adversary)
+    power = adversary if isinstance(adversary, float) else None
+    loss = ncfd.NCFDLoss(psi, adversary=adversary if power is None else None)
     images = torch.optim.Adam([y], 0.03 / math.sqrt(D), betas=(0.9, 0.99))
     learned = list(psi.parameters()) if adversary else []
     players = [images, torch.optim.Adam(learned, rate)] if learned else [images]
@@ -312,7 +321,12 @@ def play(
         see = extractor(g) if extractor else lambda rows: rows
         for player in players:
             player.zero_grad()
-        loss(see(x), see(y), generator=g).backward()
+        if power is None:
+            loss(see(x), see(y), generator=g).backward()
+        else:
+            t = psi(g)
+            gap, signal = factors(x, y.detach(), t)
+            (loss(x, y, t=t.detach()) - (gap * signal**power).mean()).backward()
         for player in players:
             player.step()
     return y.detach()
@@ -498,12 +512,14 @@ def bias(device: torch.device, quick: bool, written: Records) -> None:
 
 def halves(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """J with each factor from its own half of the real sample, the mean of both ways round."""
-    phi_y = characteristic_function(y, t)
-    parts = []
-    for half in (x[::2], x[1::2]):
-        phi = characteristic_function(half, t)
-        square = phi.abs().square()
-        noise = (1 - square) / (len(half) - 1)
-        parts.append(((phi - phi_y).abs().square() - noise, (square - noise).clamp_min(0)))
-    (gap_a, signal_a), (gap_b, signal_b) = parts
+    (gap_a, signal_a), (gap_b, signal_b) = (factors(half, y, t) for half in (x[::2], x[1::2]))
     return (gap_a * signal_b + gap_b * signal_a) / 2
+
+
+def factors(x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """What J multiplies: the gap without the noise of x, and the signal of x."""
+    phi = characteristic_function(x, t)
+    square = phi.abs().square()
+    noise = (1 - square) / (len(x) - 1)
+    gap = (phi - characteristic_function(y, t)).abs().square()
+    return gap - noise, (square - noise).clamp_min(0)

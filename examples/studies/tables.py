@@ -164,7 +164,7 @@ def page(study: Study, records: Sequence[Record], command: str, pictures: Sequen
 
 
 def different_zoos(records: Sequence[Record]) -> list[int]:
-    """Return the seeds whose runs have been made with different zoos, unless they asked for them."""
+    """Return the seeds whose runs have different zoos, unless they asked for different ones."""
     zoos: dict[tuple[int, ...], set[tuple[float, ...]]] = {}
     for record in records:
         if record["zoo_validation_accuracies"]:  # a method without matching has none

@@ -206,7 +206,6 @@ class Kernel:
         wide: bool | None = None,
     ) -> None:
         self.device, self.shape, self.centre, self.tiles = pairs.device, shape, origin, parts
-        self._given = rows
         self._rows = torch.sub(rows, origin).mul_(shape.base)
         self.half = torch.linalg.vector_norm(self._rows, dim=2).square_().mul_(0.5)
         # The one look at the values; a subclass of tensors has no `tolist`.
@@ -217,6 +216,8 @@ class Kernel:
         self.near = self.reach <= limit  # a NaN is far too: it stays in its set
         if self.near:
             return
+        # An infinite row becomes NaN, or it would be one that is merely far from all others.
+        self._given = rows + 0 * rows
         # The exponent from which on a row's pairs must be exact: the last digit of ``k - 1``, and
         # the rounding of the product. Near the centre it is exact enough.
         eps = torch.finfo(rows.dtype).eps
