@@ -25,6 +25,9 @@ ADVERSARIES = ("signal", "loss")
 #: frequencies than this many these are more than half of the noise, and say nothing.
 _NOISE, _ENOUGH = 3.0, 36
 
+#: Every how many calls it is looked for: it comes and goes slowly, and small calls feel the look.
+_EVERY = 16
+
 
 class NCFDLoss(_processes.InStep):
     r"""Characteristic function discrepancy between real and synthetic features.
@@ -60,8 +63,9 @@ class NCFDLoss(_processes.InStep):
             size shows nothing but noise, so that the frequencies do not run away. ``"loss"``: the
             loss itself, as published. None: they get the loss's plain gradient and descend, for
             loops that step the critic apart on minus the loss. Under ``"signal"`` it warns once of
-            frequencies at which the real samples show nothing but noise (on the CPU): there is no
-            slope there, and an optimizer like Adam walks at random.
+            frequencies at which the real samples show nothing but noise (on the CPU, looked for in
+            the first call and every 16th after it): there is no slope there, and an optimizer like
+            Adam walks at random.
         frequency_weights: ``(F,)``, as in :func:`ncfd.functional.ncfd_loss` (kept as a buffer).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, over frequencies and groups. Leading
             dimensions of the samples stay: each set is a comparison of its own, so ``(V, N, D)``
@@ -94,6 +98,7 @@ class NCFDLoss(_processes.InStep):
     """
 
     _told_of_noise = False
+    _calls = 0  # in which it could be looked for
 
     def __init__(
         self,
@@ -224,6 +229,9 @@ class NCFDLoss(_processes.InStep):
         Not on an accelerator, which would have to be waited for.
         """
         if self._told_of_noise or not check.values_visible(real.re):
+            return
+        self._calls += 1
+        if self._calls % _EVERY != 1:
             return
         square = (real.re.square() + real.im.square()).detach()
         share = torch.as_tensor(real.share).detach().to(square).expand_as(square)

@@ -159,6 +159,25 @@ def test_frequencies_without_signal_warn_once(grouped: bool, weighted: bool) -> 
     drawn(2.0, grouped, weighted)
 
 
+def test_it_is_looked_for_in_the_first_call_and_every_16th_after_it() -> None:
+    x, y, t = normal(1, 40, 64) / 8, normal(2, 10, 64) / 8, normal(3, 256, 64)
+    loss = NCFDLoss(t)
+    told = []
+    for call in range(40):
+        # From the second call on there is nothing to be seen.
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            loss(x, y, t=(0.5 if call == 0 else 5.0) * t.requires_grad_())
+        told += [call] * len(found)
+    assert told == [16]
+    # Calls that are no game are not counted.
+    other = NCFDLoss(t)
+    for _ in range(16):
+        other(x, y, t=5 * t.detach())
+    with pytest.warns(UserWarning, match="nothing but noise"):
+        other(x, y, t=5 * t)
+
+
 def test_where_the_real_side_has_no_noise_nothing_warns() -> None:
     y, t = normal(2, M, D), (50 * normal(3, F, D)).requires_grad_()
     law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(D), 1.0), 1)

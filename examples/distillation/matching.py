@@ -2,14 +2,13 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ncfd
-from ncfd._median import inverse_median_distance
 
 from .options import GAMES, Config
 from .randomness import generator as make_generator
@@ -117,8 +116,30 @@ class NetworkFrequencies(nn.Module):
         return self(generator).square().mean(0, keepdim=True).sqrt()
 
 
-class MeanMatching(nn.Module):
-    """Squared distance of the class means, (C, 1). Rows are normalised as for the others."""
+class Sides(NamedTuple):
+    """Features of real and synthetic images and the class of each row, as `NCFDLoss` takes them."""
+
+    real: Tensor  # (N, D)
+    synthetic: Tensor  # (M, D)
+    real_groups: Tensor  # (N,)
+    synthetic_groups: Tensor  # (M,)
+    num_groups: int  # C
+
+    def with_rows(self, real: Tensor, synthetic: Tensor) -> "Sides":
+        return self._replace(real=real, synthetic=synthetic)
+
+    def normalized(self) -> "Sides":
+        """Rows of length 1."""
+        return self.with_rows(F.normalize(self.real, dim=1), F.normalize(self.synthetic, dim=1))
+
+    def groups(self) -> dict[str, Any]:
+        """The classes, as the functions of `ncfd.functional` take them."""
+        names = ("x_groups", "y_groups", "num_groups")
+        return dict(zip(names, self[2:], strict=True))
+
+
+class Criterion(nn.Module):
+    """Something with the call of `NCFDLoss`."""
 
     def forward(
         self,
@@ -129,17 +150,27 @@ class MeanMatching(nn.Module):
         synthetic_groups: Tensor,
         num_groups: int,
     ) -> Tensor:
+        return self.compare(Sides(real, synthetic, real_groups, synthetic_groups, num_groups))
+
+    def compare(self, sides: Sides) -> Tensor:
+        raise NotImplementedError
+
+
+class MeanMatching(Criterion):
+    """Squared distance of the class means, (C, 1). Rows are normalised as for the others."""
+
+    def compare(self, sides: Sides) -> Tensor:
         means = []
+        real, synthetic, real_groups, synthetic_groups, C = sides.normalized()
         for x, groups in ((real, real_groups), (synthetic, synthetic_groups)):
-            x = F.normalize(x, dim=1)
-            total = x.new_zeros(num_groups, x.shape[1]).index_add(0, groups, x)
+            total = x.new_zeros(C, x.shape[1]).index_add(0, groups, x)
             # Not `bincount`, for which a GPU has to finish first.
-            count = groups.new_zeros(num_groups).index_add(0, groups, torch.ones_like(groups))
+            count = groups.new_zeros(C).index_add(0, groups, torch.ones_like(groups))
             means.append(total / count[:, None])
         return (means[0] - means[1]).square().sum(1, keepdim=True)
 
 
-class ExactDiscrepancy(nn.Module):
+class ExactDiscrepancy(Criterion):
     """The limit of infinitely many frequencies, squared, (C, 1).
 
     With a sampler its scales are learned: they climb the loss, by gradient reversal, or with
@@ -174,22 +205,10 @@ class ExactDiscrepancy(nn.Module):
         self.register_buffer("spread", spread, persistent=False)
         self.factor = 1.0  # on a fixed scale, from outside
 
-    def forward(
-        self,
-        real: Tensor,
-        synthetic: Tensor,
-        *,
-        real_groups: Tensor,
-        synthetic_groups: Tensor,
-        num_groups: int,
-    ) -> Tensor:
+    def compare(self, sides: Sides) -> Tensor:
         if self.normalize:
-            real, synthetic = F.normalize(real, dim=1), F.normalize(synthetic, dim=1)
-        groups: dict[str, Any] = {
-            "x_groups": real_groups,
-            "y_groups": synthetic_groups,
-            "num_groups": num_groups,
-        }
+            sides = sides.normalized()
+        real, synthetic, groups = sides.real, sides.synthetic, sides.groups()
         scale: Tensor | float = self.factor * self.scale
         if self.sampler is not None:
             scale = self.sampler.scales()
@@ -207,7 +226,7 @@ class ExactDiscrepancy(nn.Module):
         return per_class[:, None]
 
 
-class Matching(nn.Module):
+class Matching(Criterion):
     """The loss of each class (C,): mean over frequencies and over the matched layers.
 
     Each layer has frequencies of its own. The first criterion is the last layer's.
@@ -243,71 +262,55 @@ class Matching(nn.Module):
         for sampler in self.samplers:
             sampler.factor = factor
 
-    def _layers(
-        self,
-        real: Tensor,
-        synthetic: Tensor,
-        real_groups: Tensor,
-        synthetic_groups: Tensor,
-        num_groups: int,
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _layers(self, sides: Sides) -> list[Sides]:
         """Both sides of each layer, the last layer first, in the unit of the scales."""
         # Side by side as the network gives them: the last layer last.
         sizes = self.dims[::-1]
-        layers = zip(real.split(sizes, 1), synthetic.split(sizes, 1), strict=True)
-        found = list(layers)[::-1]
-        if self.unit == "median":
-            for layer, (x, y) in enumerate(found):
-                x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-                unit = inverse_median_distance(x, real_groups, num_groups)[:, None]
-                found[layer] = (x * unit[real_groups], y * unit[synthetic_groups])
-        return found
+        layers = zip(sides.real.split(sizes, 1), sides.synthetic.split(sizes, 1), strict=True)
+        found = [sides.with_rows(*layer) for layer in layers][::-1]
+        return found if self.unit == "length" else [in_median_unit(layer) for layer in found]
 
-    def forward(
-        self,
-        real: Tensor,
-        synthetic: Tensor,
-        *,
-        real_groups: Tensor,
-        synthetic_groups: Tensor,
-        num_groups: int,
-    ) -> Tensor:
-        groups: dict[str, Any] = {
-            "real_groups": real_groups,
-            "synthetic_groups": synthetic_groups,
-            "num_groups": num_groups,
-        }
-        layers = self._layers(real, synthetic, **groups)
-        values = [
-            criterion(x, y, **groups).mean(1)
-            for criterion, (x, y) in zip(self.criteria, layers, strict=True)
-        ]
+    def compare(self, sides: Sides) -> Tensor:
+        layers = zip(self.criteria, self._layers(sides), strict=True)
+        values = [criterion(**layer._asdict()).mean(1) for criterion, layer in layers]
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
     @torch.no_grad()
-    def signal(
-        self,
-        real: Tensor,
-        synthetic: Tensor,
-        *,
-        real_groups: Tensor,
-        synthetic_groups: Tensor,
-        num_groups: int,
-    ) -> Tensor:
+    def signal(self, sides: Sides) -> Tensor:
         """J of each class (C,), by the last layer and its frequencies."""
-        layers = self._layers(real, synthetic, real_groups, synthetic_groups, num_groups)
-        x, y = layers[0]
+        layer = self._layers(sides)[0]
         if self.unit == "length":
-            x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-        return ncfd.functional.signal_discrepancy(
-            x,
-            y,
-            self.samplers[0](),
-            x_groups=real_groups,
-            y_groups=synthetic_groups,
-            num_groups=num_groups,
-            reduction="none",
-        ).mean(1)
+            layer = layer.normalized()
+        t = self.samplers[0]()
+        j: Tensor = ncfd.functional.signal_discrepancy(
+            layer.real, layer.synthetic, t, reduction="none", **layer.groups()
+        )
+        return j.mean(1)
+
+
+def in_median_unit(sides: Sides) -> Sides:
+    """Rows of length 1 over the median distance between the real ones of their class."""
+    x, y = sides.normalized()[:2]
+    unit = inverse_median_distance(x, sides.real_groups, sides.num_groups)[:, None]
+    return sides.with_rows(x * unit[sides.real_groups], y * unit[sides.synthetic_groups])
+
+
+@torch.no_grad()
+def inverse_median_distance(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """One over the median distance between the rows of each class, (C,); 1 where all are equal.
+
+    It is what `scale="median"` of a law multiplies a frequency by. In float64, so that dividing by
+    the frequency without it gives the factor back to the last bit of float32.
+    """
+    law = ncfd.GaussianFrequencies(rows.shape[1], 1, scale="median").to(rows.device).double()
+
+    def frequency(real: Tensor, *, scaled: bool = False) -> Tensor:
+        return law(make_generator(0, "unit"), real=real, rows_scaled=scaled)[0, 0]
+
+    sizes = torch.bincount(groups, minlength=num_groups).tolist()
+    classes = rows[groups.argsort(stable=True)].split(sizes)
+    factors = torch.stack([frequency(real) for real in classes])
+    return (factors / frequency(rows, scaled=True)).float()
 
 
 @torch.no_grad()

@@ -114,13 +114,9 @@ class Probe:
             sampler.generator = generator(self.config.seed, "probe", device=self.config.device)
         real, real_groups = self.real[k]
         with torch.no_grad():
-            values: Tensor = (criterion.signal if signal else criterion)(
-                real,
-                x,
-                real_groups=real_groups,
-                synthetic_groups=self.parts[k].labels(self.synthetic, x.device),
-                num_groups=len(self.parts[k]),
-            )
+            groups = self.parts[k].labels(self.synthetic, x.device)
+            sides = matching.Sides(real, x, real_groups, groups, len(self.parts[k]))
+            values = criterion.signal(sides) if signal else criterion.compare(sides)
         for sampler, own in zip(criterion.samplers, kept, strict=True):
             sampler.generator = own
         return values

@@ -3,11 +3,13 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
-from distillation import checkpoint, data, matching, memory, networks, options, training
+from distillation import checkpoint, data, matching, memory, networks, options, report, training
 from distillation.history import History
 from distillation.randomness import generator, repeatable
+from PIL import Image
 from torch.nn import functional as F
 
 
@@ -506,3 +508,38 @@ def test_memory_that_runs_out_is_told_from_other_errors():
     assert memory.is_exhausted(MemoryError())
     assert "out of memory" in memory.explain(MemoryError())
     assert not memory.is_exhausted(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+# Pictures
+
+
+def test_a_grid_has_a_row_for_each_class_in_one_system_of_axes(tmp_path, monkeypatch):
+    images = torch.zeros(3, 3, 4, 4)
+    images[0, 0] = images[1, 1] = images[2, 2] = 1  # red, green, blue
+    images[0, :, :2, :2] = 1  # and white at the top left
+    made = []
+
+    class Figure(report.Figure):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            made.append(self)
+
+    monkeypatch.setattr(report, "Figure", Figure)
+    report.save_grid(tmp_path / "grid.png", images, torch.tensor([0, 0, 1]), ["one", "two"])
+    assert len(made[0].axes) == 1
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+
+    # Cells of 1.6 inches, 1.05 from the left, at 110 to the inch.
+    def place(edge, k, share):
+        return round(110 * (edge + 1.6 * (k + share)))
+
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
+    for r, k, share, colour in (
+        *((0, 0, 0.75, "red"), (0, 0, 0.25, "white"), (0, 1, 0.25, "green")),
+        *((1, 0, 0.25, "blue"), (1, 1, 0.5, "white")),
+    ):
+        assert tuple(pixels[place(0, r, share), place(1.05, k, share)]) == colours[colour], (
+            r,
+            k,
+            share,
+        )
