@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ncfd
+from ncfd._median import inverse_median_distance
 
 from .options import GAMES, Config
 from .randomness import generator as make_generator
@@ -293,24 +294,6 @@ def in_median_unit(sides: Sides) -> Sides:
     x, y = sides.normalized()[:2]
     unit = inverse_median_distance(x, sides.real_groups, sides.num_groups)[:, None]
     return sides.with_rows(x * unit[sides.real_groups], y * unit[sides.synthetic_groups])
-
-
-@torch.no_grad()
-def inverse_median_distance(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """One over the median distance between the rows of each class, (C,); 1 where all are equal.
-
-    It is what `scale="median"` of a law multiplies a frequency by. In float64, so that dividing by
-    the frequency without it gives the factor back to the last bit of float32.
-    """
-    law = ncfd.GaussianFrequencies(rows.shape[1], 1, scale="median").to(rows.device).double()
-
-    def frequency(real: Tensor, *, scaled: bool = False) -> Tensor:
-        return law(make_generator(0, "unit"), real=real, rows_scaled=scaled)[0, 0]
-
-    sizes = torch.bincount(groups, minlength=num_groups).tolist()
-    classes = rows[groups.argsort(stable=True)].split(sizes)
-    factors = torch.stack([frequency(real) for real in classes])
-    return (factors / frequency(rows, scaled=True)).float()
 
 
 @torch.no_grad()

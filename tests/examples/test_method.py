@@ -15,8 +15,6 @@ import torch
 from distillation import chunks, formation, matching, networks, options, refinement, zoo
 from distillation.randomness import generator
 
-from ncfd import _median
-
 ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--device", "cpu", "--iterations", "1", "--width", "4", "--ipc", "2", "--zoo-size", "2"),
@@ -239,21 +237,6 @@ def test_a_median_unit_is_that_of_each_class_of_real_images():
         )
         expected = 0.5 * (x.mean(0) - y.mean(0)).abs().square().mean()
         assert value[0].item() == pytest.approx(expected.item(), rel=1e-3)
-
-
-@pytest.mark.parametrize("D", [8, 2048])
-def test_a_median_unit_is_the_factor_of_a_law_to_the_last_bit(D):
-    """Or a run that is resumed would not end where it did before."""
-    draw = generator("rows")
-    rows = torch.nn.functional.normalize(torch.randn(90, D, generator=draw), dim=1)
-    groups = torch.randint(3, (90,), generator=draw)
-    found = matching.inverse_median_distance(rows, groups, 5)
-    assert torch.equal(found, _median.inverse_median_distance(rows, groups, 5))
-    assert torch.equal(found[3:], torch.ones(2))  # of no rows
-    for c in range(3):
-        own = rows[groups == c].double().numpy()
-        apart = np.linalg.norm(own[:, None] - own[None], axis=2)[np.triu_indices(len(own), 1)]
-        assert found[c].item() == pytest.approx(1 / np.median(apart), rel=1e-6)
 
 
 def test_spread_is_log_normal_around_the_scale():
