@@ -833,7 +833,10 @@ def adversary_rows():
 
 #: On which the adversary was measured, as it calls itself.
 PROCESSOR = "intel-xeon"
-LEARNED = ("one scale, J", "one scale, J, spread", "one scale, loss", "mixture, J", "mixture, loss")
+LEARNED = (
+    *("one scale, J", "one scale, J, spread", "one scale, s^1.5", "one scale, s^1.5, spread"),
+    *("one scale, loss", "mixture, J", "mixture, loss"),
+)
 
 
 def test_the_adversary_is_quoted_as_it_is_on_file():
