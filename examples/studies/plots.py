@@ -94,7 +94,10 @@ def _key(axes: Axes, records: Sequence[Record], colours: Colours, named: bool) -
     for marker, seed in zip(MARKERS, seeds, strict=False):
         axes.plot([], [], marker, color=colours["faint"], ms=5, label=f"seed {seed}")
     title = "bars: networks of a run" if networks > 1 else None
-    axes.legend(fontsize=8, ncols=2 if named else 1, title=title, title_fontsize=8)
+    # Dots leave no room inside when there are few rows.
+    where = {} if named else {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1}
+    columns = 2 if named else len(seeds)
+    axes.legend(fontsize=8, ncols=columns, title=title, title_fontsize=8, **where)
 
 
 def _dots(axes: Axes, study: Study, records: Sequence[Record], colours: Colours) -> None:
