@@ -148,11 +148,14 @@ def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figur
     first, *panels = figure.subplots(2, 3).flat
     _dots(first, study, records, colours)
     seed = min(r["seed"] for r in records)
-    rows = [row for row in study.rows if seed in tables.of_row(records, row.name)]
+    made = {row.name: tables.of_row(records, row.name).get(seed) for row in study.rows}
+    # Of the rows in which no scale moves only the one that the others are set against.
+    rows = [row for row in study.rows if row.name == study.reference or _learns(made[row.name])]
+    rows = [row for row in rows if made[row.name]]
     handles = {}
     for axes, (name, label) in zip(panels, CURVES.items(), strict=True):
         for row, (colour, style) in zip(rows, _palette(colours, len(rows)), strict=True):
-            steps, values = tables.of_row(records, row.name)[seed]["history"].get(name, [[], []])
+            steps, values = made[row.name]["history"].get(name, [[], []])
             if not values:
                 continue
             if name.startswith("probe/"):  # losses of different forms have different units
@@ -185,6 +188,11 @@ def _players(study: Study, records: Sequence[Record], colours: Colours) -> Figur
         title_fontsize=8,
     )
     return figure
+
+
+def _learns(record: Record | None) -> bool:
+    scales = record["history"].get("scale/mean", [[], []])[1] if record else []
+    return len({*scales}) > 1
 
 
 def _palette(colours: Colours, count: int) -> list[tuple[str, Any]]:
