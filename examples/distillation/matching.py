@@ -154,7 +154,7 @@ class Criterion(nn.Module):
         return self.compare(Sides(real, synthetic, real_groups, synthetic_groups, num_groups))
 
     def compare(self, sides: Sides) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each criterion has its own
 
 
 class MeanMatching(Criterion):

@@ -146,7 +146,7 @@ class _Frequencies(nn.Module):
             )
 
     def _sample(self, dim: int, generator: torch.Generator | None) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each sampler has its own
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

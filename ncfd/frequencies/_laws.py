@@ -113,7 +113,7 @@ class _FixedLaw(_Scaled):
         return t
 
     def _standard(self, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each law has its own
 
     def extra_repr(self) -> str:
         """Sizes and options, for ``print``."""
